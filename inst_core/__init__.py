@@ -1,0 +1,1 @@
+"""The method behind the ComfyUI-InST nodes. Only ``host`` knows ComfyUI; all other modules need torch alone."""

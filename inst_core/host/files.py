@@ -1,0 +1,101 @@
+"""Folders and files, the host's way."""
+import hashlib
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+from comfy.cli_args import args
+from torch import Tensor
+
+STYLE_FOLDER = "inst_styles"
+TRANSFER_FOLDER = "style_transfer"
+STYLE_EXTENSIONS = {".safetensors"}
+WEIGHT_EXTENSIONS = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
+
+
+def _register(folder: str, paths: list[Path], extensions: set[str]) -> None:
+    """Adds paths behind those that extra_model_paths.yaml may have brought, and fixes the extensions."""
+    for path in paths:
+        folder_paths.add_model_folder_path(folder, str(path))
+    known, _ = folder_paths.folder_names_and_paths[folder]
+    folder_paths.folder_names_and_paths[folder] = (known, extensions)
+
+
+def register_folders() -> None:
+    """Makes ``models/inst_styles``, ``output/inst_styles`` and ``models/style_transfer`` known.
+
+    Style folders are also searched for ``embedding:name``, so that a learned style works in any stock prompt.
+    """
+    styles = [Path(folder_paths.models_dir, STYLE_FOLDER), Path(folder_paths.get_output_directory(), STYLE_FOLDER)]
+    _register(STYLE_FOLDER, styles, STYLE_EXTENSIONS)
+    _register(TRANSFER_FOLDER, [Path(folder_paths.models_dir, TRANSFER_FOLDER)], WEIGHT_EXTENSIONS)
+    for path in folder_paths.get_folder_paths(STYLE_FOLDER):
+        folder_paths.add_model_folder_path("embeddings", path)
+
+
+def model_files(folder: str) -> list[str]:
+    """Names in a model folder, as loader nodes list them."""
+    return folder_paths.get_filename_list(folder)
+
+
+def model_path(folder: str, name: str) -> str:
+    """Full path of a listed file.
+
+    Raises:
+        ValueError: no such file inside the folder.
+    """
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        places = " or ".join(folder_paths.get_folder_paths(folder))
+        raise ValueError(f"{name!r} is not in the folder {folder!r} ({places}). Put the file there and press R to "
+                         "refresh the lists.")
+    return path
+
+
+def style_files() -> list[str]:
+    return model_files(STYLE_FOLDER)
+
+
+def style_path(name: str) -> Path:
+    return Path(model_path(STYLE_FOLDER, name))
+
+
+def style_folders() -> tuple[Path, Path, Path]:
+    """Where to save a style, best place first: models, output, temporary."""
+    return (Path(folder_paths.models_dir, STYLE_FOLDER), Path(folder_paths.get_output_directory(), STYLE_FOLDER),
+            Path(folder_paths.get_temp_directory(), STYLE_FOLDER))
+
+
+def embeddings_files() -> list[str]:
+    """Official ``embeddings.pt`` candidates: the .pt files among the embeddings."""
+    return [name for name in model_files("embeddings") if name.lower().endswith(".pt")]
+
+
+def embeddings_path(name: str) -> Path:
+    return Path(model_path("embeddings", name))
+
+
+def file_fingerprint(path: Path) -> str:
+    """Changes when the file's contents change."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_weights(path: str) -> dict[str, Tensor]:
+    """A state dict from safetensors or a torch file; pickles are read with tensors only.
+
+    Raises:
+        ValueError: the file cannot be read as plain tensors.
+    """
+    try:
+        weights = comfy.utils.load_torch_file(path, safe_load=True)
+    except Exception as error:
+        raise ValueError(f"{Path(path).name} cannot be read as a file of tensors ({error}). It is damaged, or not a "
+                         "weight file.") from error
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError(f"{Path(path).name} does not hold a plain table of tensors.")
+    return weights
+
+
+def metadata_enabled() -> bool:
+    """False when ComfyUI runs with --disable-metadata."""
+    return not args.disable_metadata

@@ -1,0 +1,204 @@
+"""Noise levels, stochastic inversion and synthesis on the host's own samplers."""
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from .. import schedules
+from ..inversion import (
+    RELEASED_STEPS,
+    InversionNoise,
+    Timing,
+    fresh_noise,
+    noise_between,
+    released_start,
+    released_timesteps,
+    stochastic_inversion,
+)
+from .families import check_invertible
+from .progress import global_rng_kept
+
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+
+
+class Inverted(NamedTuple):
+    """Result of ``invert``: NOISE for custom samplers; the start as a LATENT, already noised, for KSampler (Advanced)."""
+
+    noise: InversionNoise
+    noised: dict
+
+
+def level_of(model, strength: float) -> Tensor:
+    """The noise level sigma of a strength in (0, 1]: 1 is pure noise, 0 the untouched latent.
+
+    Raises:
+        ValueError: strength outside (0, 1].
+    """
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength is {strength}; it must lie above 0 and at most at 1. 0 would return the content "
+                         "unchanged; InST uses 0.5 to 0.7.")
+    sampling = model.get_model_object("model_sampling")
+    return torch.tensor(min(float(sampling.percent_to_sigma(1.0 - strength)), float(sampling.sigma_max)))
+
+
+def released_sigmas(model, strength: float, steps: int = RELEASED_STEPS) -> tuple[Tensor, Tensor]:
+    """(level that noise is added at, descending levels decoded) of the released code.
+
+    Its last DDIM step ends at training timestep 0, not at a clean latent, so the last level is not 0.
+
+    Raises:
+        ValueError: strength out of range, or a model without SD's thousand discrete levels.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if not hasattr(sampling, "log_sigmas") or len(sampling.sigmas) != 1000:
+        raise ValueError("timing 'released' counts in the 1000 levels of SD 1.x/2.x/XL, which the connected model does "
+                         "not have. Use timing 'matched'.")
+    t_noise, ddim = released_timesteps(strength, steps)
+    return sampling.sigmas[t_noise].cpu(), sampling.sigmas[[*ddim, 0]].cpu()
+
+
+def _guider(model, positive) -> comfy.samplers.CFGGuider:
+    """A guider with one conditioning and no guidance: LoRA, ControlNet, areas and hooks apply as in sampling."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    guider.set_cfg(1.0)
+    return guider
+
+
+class _PredictNoise(comfy.samplers.Sampler):
+    """A host sampler whose single step reads the model's noise prediction. ``predicted`` holds it afterwards."""
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return model_wrap(x, sigma.expand(x.shape[0]), **extra_args)
+
+        sampling = model_wrap.inner_model.model_sampling
+        self.content = latent_image
+        self.predicted = stochastic_inversion(sampling, denoise, latent_image, noise, sigmas[0])
+        return latent_image
+
+
+def invert(model, positive, latent: dict, strength: float, seed: int, timing: Timing = "matched",
+           sigmas: Tensor | None = None, steps: int = RELEASED_STEPS) -> Inverted:
+    """Stochastic inversion of a content LATENT (InST section 3.3).
+
+    Args:
+        positive: style CONDITIONING; asked once, without guidance.
+        strength: how much is redone, (0, 1].
+        timing: "matched": noised at the level where sampling starts; "released": the released code's two levels, for
+            ``released_sigmas`` of ``steps`` DDIM steps.
+        sigmas: the sampler's levels; then their first one is the level instead of ``strength``.
+
+    Raises:
+        ValueError: unsupported model, strength out of range.
+    """
+    check_invertible(model)
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    sampling = model.get_model_object("model_sampling")
+    if sigmas is not None:
+        if len(sigmas) == 0 or float(sigmas[0]) <= 0:
+            raise ValueError("sigmas is empty or starts at 0; expected levels that start above 0, such as the low "
+                             "sigmas of Split Sigmas.")
+        noised_at = start_at = sigmas[0]
+    elif timing == "released":
+        noised_at, decoded = released_sigmas(model, strength, steps)
+        start_at = decoded[0]
+    else:
+        noised_at = start_at = level_of(model, strength)
+
+    probe = _PredictNoise()
+    fresh = fresh_noise(samples.shape, seed, latent.get("batch_index"))
+    _guider(model, positive).sample(fresh, samples, probe, torch.stack([noised_at, torch.zeros_like(noised_at)]),
+                                    disable_pbar=True, seed=seed)
+    z0, predicted = probe.content.float().cpu(), probe.predicted.float().cpu()
+    x = sampling.noise_scaling(noised_at, predicted, z0)
+    if timing == "released" and sigmas is None:
+        x = released_start(sampling, x, noised_at, start_at)
+    at_maximum = float(start_at) >= float(sampling.sigma_max) * (1 - 1e-5)
+    noise = InversionNoise(seed, noise_between(sampling, start_at, x, z0, max_denoise=at_maximum), float(start_at))
+    noised = latent.copy()
+    noised["samples"] = model.model.process_latent_out(sampling.inverse_noise_scaling(start_at, x))
+    return Inverted(noise, noised)
+
+
+def sampling_sigmas(model, scheduler: str, steps: int, strength: float, sampler: str = "euler") -> Tensor:
+    """``steps + 1`` levels from that of ``strength`` down to 0, placed by a host scheduler.
+
+    At strength 1 these are exactly the host's levels for that many steps.
+
+    Raises:
+        ValueError: steps below 1, strength out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1 is needed. InST uses 50, good pictures start at about 20.")
+    sampling = model.get_model_object("model_sampling")
+    discard = sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+
+    def schedule(total: int) -> Tensor:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + discard)
+        return torch.cat([sigmas[:-2], sigmas[-1:]]) if discard else sigmas
+
+    return schedule(steps) if strength == 1.0 else schedules.from_level(schedule, float(level_of(model, strength)),
+                                                                        steps)
+
+
+def cosine_sigmas(model, steps: int, denoise: float) -> Tensor:
+    """``steps`` levels at equal steps of the cosine clock from the level of ``denoise``, then 0.
+
+    On flow models sigma / (1 - sigma) is the noise-to-signal ratio that the clock counts.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1 is needed.")
+    sampling = model.get_model_object("model_sampling")
+    one, nothing = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+
+    def ratio(sigma: float) -> float:
+        level = torch.tensor(sigma)
+        signal = float(sampling.noise_scaling(level, nothing, one))
+        return float(sampling.noise_scaling(level, one, nothing)) / signal if signal > 0 else float("inf")
+
+    start, end = float(level_of(model, denoise)), float(sampling.sigma_min)
+    ratios = schedules.cosine_clock(ratio(start), ratio(end), steps)
+    is_flow = ratio(0.5) != 0.5
+    sigmas = ratios / (1 + ratios) if is_flow else ratios
+    sigmas[0] = start
+    return torch.cat([sigmas, torch.zeros(1)])
+
+
+def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: float, sampler: str,
+           released: bool = False) -> dict:
+    """Synthesis with a host sampler from a NOISE; progress and previews are the host's.
+
+    Args:
+        sigmas: descending levels.
+        released: the last level is the released code's timestep 0; return its variance-preserving latent.
+
+    Returns:
+        The LATENT with new ``samples``.
+
+    Raises:
+        ValueError: the noise was made for another level than ``sigmas`` start at.
+    """
+    made_for = getattr(noise, "sigma", None)
+    if made_for is not None and abs(made_for - float(sigmas[0])) > 0.01 * made_for:
+        raise ValueError(f"The connected NOISE was inverted at sigma {made_for:.4g}, but sampling starts at "
+                         f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same strength and "
+                         "timing, or the same sigmas.")
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    with global_rng_kept():
+        result = comfy.sample.sample_custom(
+            model, noise.generate_noise({**latent, "samples": samples}), cfg, comfy.samplers.sampler_object(sampler),
+            sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"), callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=noise.seed)
+    if released:
+        scale = (1 + sigmas[-1] ** 2).sqrt()
+        result = model.model.process_latent_out(model.model.process_latent_in(result) / scale)
+    return {**latent, "samples": result}

@@ -1,0 +1,135 @@
+"""Stochastic inversion: keep the content by starting synthesis from the noise that the model itself predicts.
+
+InST (Zhang et al., CVPR 2023), section 3.3; official ``ldm/models/diffusion/ddim.py::stochastic_encode`` and the
+inference notebook.  Noise a latent to the level of ``strength``, ask the denoiser once (style conditioning, no
+guidance) which noise it sees, and noise the latent again with that prediction.
+
+Everything is written in the host's own terms: a ``model_sampling`` object whose ``noise_scaling(sigma, n, z)`` is
+affine in ``n`` and ``z``.  That holds for eps, v and flow parametrisations alike, so none of them is named here.
+"""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Timing = Literal["matched", "released"]
+TIMINGS: tuple[Timing, ...] = ("matched", "released")
+
+# The released code counts its noise levels in thousandths and decodes with this many DDIM steps.
+TRAIN_TIMESTEPS = 1000
+RELEASED_STEPS = 50
+
+
+class ModelSampling(Protocol):
+    """The part of the host's ``model_sampling`` used here."""
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        """x at level ``sigma`` from noise and clean latent."""
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Noise level of a (fractional) training timestep."""
+
+
+def noise_between(model_sampling: ModelSampling, sigma: Tensor, x: Tensor, z: Tensor,
+                  max_denoise: bool = False) -> Tensor:
+    """The noise n with ``noise_scaling(sigma, n, z) == x``: eps (x - z)/sigma, flow (x - (1 - sigma) z)/sigma.
+
+    With ``z`` the denoised prediction D this is the noise the model predicts; with ``z`` the clean latent it is the
+    noise to hand to a sampler that must start at ``x``.
+
+    Args:
+        sigma: scalar noise level, > 0.
+        x, z: (B, C, ...) in model space.
+        max_denoise: what the sampler will pass (the host scales noise differently at its highest level).
+    """
+    nothing = torch.zeros_like(z)
+    per_noise = model_sampling.noise_scaling(sigma, torch.ones_like(z), nothing, max_denoise)
+    return (x - model_sampling.noise_scaling(sigma, nothing, z, max_denoise)) / per_noise
+
+
+def fresh_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
+    """One Gaussian picture per latent, drawn one after the other from ``seed``.
+
+    Item i of a batch always gets the i-th draw (or the one that ``batch_index`` names), so a batch split in two
+    sees the same noise.  Returns (B, C, ...) float32 on the CPU; the global generator is not touched.
+    """
+    index = list(range(shape[0])) if batch_index is None else list(batch_index)
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(tuple(shape[1:]), generator=generator) for _ in range(max(index) + 1)]
+    return torch.stack([draws[i] for i in index])
+
+
+def stochastic_inversion(model_sampling: ModelSampling, denoise: Callable[[Tensor, Tensor], Tensor],
+                         z0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The noise that the model sees in ``z0`` at level ``sigma`` (InST section 3.3).
+
+    Args:
+        denoise: D(x, sigma) under the style conditioning, without guidance.
+        z0: clean content latent (B, C, ...) in model space.
+        noise: fresh Gaussian of the same shape.
+        sigma: scalar level of the chosen strength.
+
+    Returns:
+        Predicted noise (B, C, ...).
+    """
+    x = model_sampling.noise_scaling(sigma, noise, z0)
+    return noise_between(model_sampling, sigma, x, denoise(x, sigma))
+
+
+def released_timesteps(strength: float, steps: int = RELEASED_STEPS) -> tuple[int, list[int]]:
+    """The two levels of the released code: where it adds noise, and the DDIM timesteps it then decodes, descending.
+
+    ``t = int(1000 s)`` and DDIM index ``int(s N)`` are computed apart and differ (700 against 681 for s = 0.7 and
+    N = 50).  Official: notebook cell "stochastic inversion" and ``make_ddim_timesteps('uniform')``.
+
+    Raises:
+        ValueError: strength outside (0, 1), or so low that no DDIM step is left.
+    """
+    t_noise, count = int(strength * TRAIN_TIMESTEPS), int(strength * steps)
+    if not (0.0 < strength < 1.0) or count < 1:
+        raise ValueError(
+            f"strength is {strength}: released timing with {steps} steps runs int(strength * steps) = {count} of them "
+            f"and reads level int(1000 * strength) of 0..999. Use {1 / steps:g} <= strength < 1, or timing 'matched'.")
+    ddim = range(1, TRAIN_TIMESTEPS + 1, TRAIN_TIMESTEPS // steps)[:count]
+    return t_noise, list(reversed(ddim))
+
+
+def released_start(model_sampling: ModelSampling, x_noised: Tensor, sigma_noise: Tensor, sigma_start: Tensor) -> Tensor:
+    """Hands a latent noised at one level to a sampler that starts at another, as the released code does.
+
+    The released code works on variance-preserving latents and does not rescale them between its two levels, so what
+    stays the same is x / sqrt(sigma^2 + 1).
+    """
+    return x_noised * ((sigma_start**2 + 1) / (sigma_noise**2 + 1)).sqrt()
+
+
+@dataclass(frozen=True)
+class InversionNoise:
+    """A NOISE socket value: the noise that puts a sampler exactly on the inverted start.
+
+    Attributes:
+        seed: what the sampler uses for its own stochastic steps.
+        noise: (B, C, ...) float32 on the CPU, in model space.
+        sigma: the level it was made for; a sampler should start there.
+    """
+
+    seed: int
+    noise: Tensor
+    sigma: float
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """Noise for ``latent["samples"]``: repeated over larger batches, picked by ``batch_index`` when it is there.
+
+        Raises:
+            ValueError: the latent has another size than the one that was inverted.
+        """
+        samples = latent["samples"]
+        if samples.shape[1:] != self.noise.shape[1:]:
+            raise ValueError(
+                f"The inversion noise was made for latents of size {tuple(self.noise.shape[1:])}, but the sampler got "
+                f"{tuple(samples.shape[1:])}. Connect the same LATENT to Stochastic Invert Latent and to the sampler.")
+        index = latent.get("batch_index")
+        index = torch.arange(samples.shape[0]) if index is None else torch.as_tensor(index)
+        return self.noise[index % self.noise.shape[0]]

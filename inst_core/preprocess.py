@@ -1,0 +1,83 @@
+"""Pictures on their way in: IMAGE tensors (B, H, W, C) in [0, 1] made ready for CLIP and for the VAE."""
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MULTIPLE = 64  # pixels; the U-Net halves an 8x latent three times
+RELEASED_SIZE = 512
+
+
+def as_rgb(image: Tensor, name: str = "image") -> Tensor:
+    """(B, H, W, 3) in [0, 1] from greyscale, RGB or RGBA (composited over white).
+
+    Raises:
+        ValueError: not an IMAGE batch, an unknown channel count, or values that are not finite.
+    """
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or image.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(image.shape)}; expected an IMAGE batch (pictures, height, width, "
+                         "1, 3 or 4 channels). Connect the output of Load Image.")
+    if not torch.isfinite(image).all():
+        raise ValueError(f"{name} contains NaN or infinite values. Check the node that made it.")
+    image = image.clone().float().clamp(0, 1)
+    if image.shape[-1] == 1:
+        return image.expand(-1, -1, -1, 3)
+    if image.shape[-1] == 4:
+        alpha = image[..., 3:]
+        return image[..., :3] * alpha + (1 - alpha)
+    return image
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased bicubic resize of (B, H, W, C), clamped to [0, 1]."""
+    if image.shape[1:3] == (height, width):
+        return image
+    x = interpolate(rearrange(image, "b h w c -> b c h w"), (height, width), mode="bicubic", antialias=True)
+    return rearrange(x, "b c h w -> b h w c").clamp(0, 1)
+
+
+def fit_area(image: Tensor, resolution: int, multiple: int = MULTIPLE) -> Tensor:
+    """The picture at about ``resolution``^2 pixels, sides multiples of ``multiple``, without distortion.
+
+    Scaled so that both target sides are covered, then centre-cropped by less than one multiple.
+    """
+    height, width = image.shape[1:3]
+    scale = resolution / (height * width) ** 0.5
+    target_h = max(multiple, round(height * scale / multiple) * multiple)
+    target_w = max(multiple, round(width * scale / multiple) * multiple)
+    cover = max(target_h / height, target_w / width)
+    image = resize(image, max(target_h, round(height * cover)), max(target_w, round(width * cover)))
+    top, left = (image.shape[1] - target_h) // 2, (image.shape[2] - target_w) // 2
+    return image[:, top:top + target_h, left:left + target_w]
+
+
+def released_square(image: Tensor) -> Tensor:
+    """512 x 512 whatever the aspect, as the released data loader squashes pictures."""
+    return resize(image, RELEASED_SIZE, RELEASED_SIZE)
+
+
+def released_cast(image: Tensor) -> Tensor:
+    """What CLIP sees in the released code: the [-1, 1] picture cast to uint8, which is nearly black.
+
+    Official ``FrozenCLIPEmbedder.forward``: values inside (-1, 1) become 0, exactly 1 becomes 1, and exactly -1 wraps
+    to 255.  (B, H, W, 3) in [0, 1] -> the same shape, k/255.
+    """
+    levels = torch.zeros_like(image)
+    levels[image >= 1] = 1 / 255
+    levels[image <= 0] = 1.0
+    return levels
+
+
+def clip_square(image: Tensor, size: int = 224) -> Tensor:
+    """Short side to ``size`` and centre crop, as ``CLIPImageProcessor`` does, on 8-bit levels.
+
+    Done here so that the host, which rounds sides differently, only has to normalise.  (B, H, W, 3) -> (B, 224, 224, 3).
+    """
+    height, width = image.shape[1:3]
+    short, long = min(height, width), max(height, width)
+    other = int(size * long / short)
+    target = (size, other) if height <= width else (other, size)
+    image = (image * 255).round() / 255
+    image = (resize(image, *target) * 255).round() / 255
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return image[:, top:top + size, left:left + size]

@@ -1,0 +1,28 @@
+"""The nodes: sockets and widgets. What they do is in ``inst_core``."""
+from comfy_api.latest import ComfyExtension, io
+
+from ..inst_core import host
+from .color import InSTMatchColor
+from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
+from .learn import InSTLearnStyle
+from .style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
+
+NODES: list[type[io.ComfyNode]] = [
+    InSTLearnStyle,
+    InSTStyleConditioning,
+    InSTStochasticInvert,
+    InSTSample,
+    InSTLoadStyle,
+    InSTSaveStyle,
+    InSTImportEmbeddings,
+    InSTMatchColor,
+    InSTCosineScheduler,
+]
+
+
+class InSTExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        host.register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

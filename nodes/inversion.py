@@ -1,0 +1,116 @@
+"""Stochastic inversion and synthesis."""
+from comfy_api.latest import io
+
+from ..inst_core import host
+from .sockets import CATEGORY, seed_input, strength_input, timing_input
+
+
+class InSTStochasticInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_StochasticInvert",
+            display_name="Stochastic Invert Latent",
+            category=CATEGORY,
+            description="Asks the model once which noise it sees in the photograph, and starts from that noise instead "
+                        "of random noise, so that the photograph's layout survives.",
+            search_aliases=["style transfer", "unsampler", "noise inversion", "ddim inversion", "invert latent"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will sample."),
+                io.Conditioning.Input("positive", tooltip="The style's conditioning, ControlNet included."),
+                io.Latent.Input("latent", tooltip="The photograph, from VAE Encode."),
+                strength_input(),
+                seed_input("Draws the noise under which the model looks at the photograph."),
+                timing_input(),
+                io.Sigmas.Input("sigmas", optional=True,
+                                tooltip="The sampler's levels, for SamplerCustomAdvanced or KSampler (Advanced). Their "
+                                        "first one then replaces strength and timing."),
+                io.Int.Input("steps", default=50, min=1, max=1000, optional=True, advanced=True,
+                             tooltip="DDIM steps that timing 'released' counts its start in."),
+            ],
+            outputs=[
+                io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced and InST Sample, with the "
+                                                              "same (clean) latent."),
+                io.Latent.Output(display_name="noised_latent", tooltip="Already noised, for KSampler (Advanced) with "
+                                                                       "add_noise disabled."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, strength, seed, timing, sigmas=None, steps=50) -> io.NodeOutput:
+        inverted = host.invert(model, positive, latent, strength, seed, timing, sigmas, steps)
+        return io.NodeOutput(inverted.noise, inverted.noised)
+
+
+class InSTSample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_Sample",
+            display_name="InST Sample",
+            category=CATEGORY,
+            description="Repaints a photograph: stochastic inversion, then sampling from its level.",
+            search_aliases=["style transfer", "img2img", "restyle", "ksampler", "inst"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint, with LoRAs and patches if you like."),
+                io.Conditioning.Input("positive", tooltip="From Apply InST Style, ControlNet included."),
+                io.Conditioning.Input("negative", tooltip="What to stay away from; empty is the paper's."),
+                io.Latent.Input("latent", tooltip="The photograph, from VAE Encode. Noise masks are kept."),
+                io.Noise.Input("noise", optional=True,
+                               tooltip="From Stochastic Invert Latent. Without it the inversion is done here."),
+                io.Int.Input("steps", default=50, min=1, max=1000,
+                             tooltip="Sampling steps. With timing 'released', steps of the whole schedule, of which "
+                                     "the share 'strength' is run."),
+                io.Float.Input("cfg", default=10.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               tooltip="Guidance. The released code uses 10; 5 to 7 is milder."),
+                io.Combo.Input("sampler", options=host.SAMPLERS, default="ddim", tooltip="Any host sampler."),
+                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="ddim_uniform",
+                               tooltip="How levels are spaced below the start. Timing 'released' brings its own."),
+                strength_input(),
+                seed_input("Draws the inversion's noise; also used by samplers that add noise."),
+                timing_input(),
+                io.Sigmas.Input("sigmas", optional=True,
+                                tooltip="Levels to sample at instead of steps, scheduler, strength and timing, such as "
+                                        "those of InST Cosine Scheduler."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The repainted latent, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, steps, cfg, sampler, scheduler, strength, seed, timing,
+                noise=None, sigmas=None) -> io.NodeOutput:
+        released = timing == "released" and sigmas is None
+        if released:
+            levels = host.released_sigmas(model, strength, steps)[1]
+        elif sigmas is None:
+            levels = host.sampling_sigmas(model, scheduler, steps, strength, sampler)
+        else:
+            levels = sigmas
+        if noise is None:
+            noise = host.invert(model, positive, latent, strength, seed, timing, None if released else levels,
+                                steps).noise
+        return io.NodeOutput(host.sample(model, positive, negative, latent, noise, levels, cfg, sampler, released))
+
+
+class InSTCosineScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_CosineScheduler",
+            display_name="InST Cosine Scheduler",
+            category=CATEGORY,
+            description="Noise levels at equal steps of the cosine schedule's clock: more of them in the middle, where "
+                        "shapes and texture are decided.",
+            search_aliases=["cosine schedule", "sigmas", "scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will sample."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="The level to start from, the same scale as strength."),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For InST Sample or SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps, denoise) -> io.NodeOutput:
+        return io.NodeOutput(host.cosine_sigmas(model, steps, denoise))

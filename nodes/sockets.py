@@ -1,0 +1,29 @@
+"""Sockets and widgets that several nodes share."""
+from comfy_api.latest import io
+
+from ..inst_core.inversion import TIMINGS
+
+CATEGORY = "InST"
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+InstStyle = io.Custom("INST_STYLE")
+LossMap = io.Custom("LOSS_MAP")
+
+
+def strength_input(default: float = 0.7) -> io.Float.Input:
+    return io.Float.Input(
+        "strength", default=default, min=0.0, max=1.0, step=0.01,
+        tooltip="How much of the photograph is redone: 0.5 keeps the layout closely, 0.7 is the paper's example, 1 "
+                "keeps almost nothing. It is a noise level, so it means the same for any number of steps.")
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=io.ControlAfterGenerate.fixed,
+                        tooltip=tooltip)
+
+
+def timing_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "timing", options=list(TIMINGS), default="matched", advanced=True,
+        tooltip="matched: noise is added at the level where sampling starts. released: the two slightly different "
+                "levels of the published code, with its DDIM levels, for comparison with the paper.")

@@ -1,0 +1,140 @@
+"""Styles as files and as conditioning."""
+import torch
+from comfy_api.latest import io, ui
+
+from ..inst_core import host, official, preprocess, saving
+from ..inst_core.encoders import ENCODERS
+from ..inst_core.learning import final_vectors
+from ..inst_core.style import Style, check_fits, load_style, thumbnail
+from .sockets import CATEGORY, InstStyle, seed_input
+
+NO_STYLES = "(learn a style first)"
+NO_EMBEDDINGS = "(put embeddings.pt into models/embeddings)"
+
+
+class InSTStyleConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_StyleConditioning",
+            display_name="Apply InST Style",
+            category=CATEGORY,
+            description="A prompt in which * stands for a learned style.",
+            search_aliases=["style transfer", "style prompt", "style conditioning", "textual inversion"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Text encoder of the family that the style was learned on."),
+                InstStyle.Input("style", tooltip="From Learn InST Style or Load InST Style."),
+                io.String.Input("text", default="*", multiline=True, dynamic_prompts=True,
+                                tooltip="Prompt with * where the style goes; without one, 'in the style of *' is added."
+                                        " Weights work: (*:1.2)."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                               tooltip="0 = the prompt without the style, 1 = as learned, 2 = twice as far."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning",
+                                            tooltip="Positive conditioning for any sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, clip, style, text, strength) -> io.NodeOutput:
+        check_fits(style, host.text_widths(clip))
+        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength))
+
+
+class InSTLoadStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_LoadStyle",
+            display_name="Load InST Style",
+            category=CATEGORY,
+            description="A style file from models/inst_styles or output/inst_styles.",
+            search_aliases=["style transfer", "load embedding", "inst style"],
+            inputs=[io.Combo.Input("style_name", options=host.style_files() or [NO_STYLES],
+                                   tooltip="Learned styles appear here after pressing R.")],
+            outputs=[InstStyle.Output(display_name="style", tooltip="For Apply InST Style.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, style_name) -> str:
+        return host.file_fingerprint(host.style_path(style_name))
+
+    @classmethod
+    def validate_inputs(cls, style_name) -> bool | str:
+        if style_name == NO_STYLES:
+            return "There is no style yet. Run Learn InST Style once, then press R and choose it here."
+        try:
+            host.style_path(style_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, style_name) -> io.NodeOutput:
+        return io.NodeOutput(load_style(host.style_path(style_name)))
+
+
+class InSTSaveStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_SaveStyle",
+            display_name="Save InST Style",
+            category=CATEGORY,
+            description="Writes a style under another name. Learn InST Style already saves what it learns.",
+            search_aliases=["save embedding", "inst style"],
+            inputs=[
+                InstStyle.Input("style", tooltip="The style to save."),
+                io.String.Input("name", default="style",
+                                tooltip="File name, without a folder. A number is added, so nothing is overwritten."),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, style, name) -> io.NodeOutput:
+        saving.check_name(name)
+        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
+        return io.NodeOutput(ui=ui.PreviewText(saved))
+
+
+class InSTImportEmbeddings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InST_ImportEmbeddings",
+            display_name="Import InST embeddings.pt",
+            category=CATEGORY,
+            description="Turns a checkpoint of the official InST code into a style. The file is read without running "
+                        "anything in it.",
+            search_aliases=["inst checkpoint", "import embedding", "embeddings.pt"],
+            inputs=[
+                io.Combo.Input("embeddings_name", options=host.embeddings_files() or [NO_EMBEDDINGS],
+                               tooltip="An official embeddings.pt from models/embeddings (any .pt name)."),
+                io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14, which the official code uses."),
+                io.Image.Input("image", tooltip="The painting the file was trained on."),
+                io.Combo.Input("encoder", options=["released", "paper"], default="released",
+                               tooltip="released: what the official code computes, nearly black CLIP picture and "
+                                       "dropout included. paper: the same weights with CLIP seeing the picture."),
+                seed_input("Draws the dropout that the released code leaves on."),
+            ],
+            outputs=[InstStyle.Output(display_name="style", tooltip="For Apply InST Style or Save InST Style.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, embeddings_name) -> bool | str:
+        if embeddings_name == NO_EMBEDDINGS:
+            return "There is no embeddings.pt. Copy one into models/embeddings, press R and choose it here."
+        return True
+
+    @classmethod
+    def execute(cls, embeddings_name, clip_vision, image, encoder, seed=0) -> io.NodeOutput:
+        weights = official.load_embeddings(host.embeddings_path(embeddings_name))
+        pictures = preprocess.as_rgb(image)
+        features = host.picture_features(clip_vision, pictures, released=encoder == "released")
+        module = ENCODERS[encoder]("clip_l")
+        module.attention.load_state_dict(weights)
+        metadata = {"modelspec.title": embeddings_name, "modelspec.thumbnail": thumbnail(pictures[0])}
+        vectors = final_vectors(module, features, seed)
+        return io.NodeOutput(Style(vectors, encoder, "SD15", module.state_dict(),
+                                   {"image_embed": features.image_embed}, metadata))

@@ -1,0 +1,58 @@
+"""Makes the pack importable as ``inst_pack`` without putting the repository root on ``sys.path``.
+
+The root holds a package called ``nodes``, which is also the name of ComfyUI's own module; a root on
+``sys.path`` would shadow it.  Tests import ``inst_pack.inst_core...`` and ``inst_pack.nodes...``.
+"""
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(os.environ.get("INST_GOLDEN_DIR") or ROOT / "tests" / "golden")
+
+pack = types.ModuleType("inst_pack")
+pack.__path__ = [str(ROOT)]
+sys.modules["inst_pack"] = pack
+
+
+class Golden:
+    """One folder of parity data: ``expected`` arrays, weights rebuilt by the golden set's own ``fill.py``."""
+
+    def __init__(self, name: str):
+        import numpy as np
+        import torch
+
+        spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
+        self.fill = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.fill)
+        self.folder = GOLDEN / name
+        self.expected = {k: v for k, v in np.load(self.folder / "expected.npz").items()}
+        manifest = self.folder / "manifest.json"
+        self.manifest = self.fill.load_manifest(manifest) if manifest.exists() else {}
+        self._torch = torch
+
+    def state_dict(self, role: str) -> dict:
+        """Role -> {official key: tensor}, filled by the golden rule."""
+        return {k: self._torch.from_numpy(v) for k, v in self.fill.state_dict(role, self.manifest[role]).items()}
+
+    def tensor(self, key: str):
+        """An expected array as a tensor."""
+        return self._torch.from_numpy(self.expected[key].copy())
+
+    def array(self, name: str, shape, scale: float = 1.0):
+        """``fill.array`` as a tensor."""
+        return self._torch.from_numpy(self.fill.array(name, shape, scale))
+
+    def image(self, name: str, height: int, width: int):
+        """``fill.image`` as a (1, 3, height, width) tensor in [0, 1]."""
+        return self._torch.from_numpy(self.fill.image(name, height, width))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden("gatys")`` opens one folder of ``INST_GOLDEN_DIR`` (default ``tests/golden``)."""
+    return Golden

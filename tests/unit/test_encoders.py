@@ -1,0 +1,118 @@
+"""Style encoders against the official module's outputs (golden/inst_attentions)."""
+import pytest
+import torch
+from inst_pack.inst_core.encoders import (
+    ENCODERS,
+    Attentions,
+    PaperEncoder,
+    PictureFeatures,
+    build_encoder,
+)
+
+
+@pytest.fixture(scope="module")
+def data(golden):
+    return golden("inst_attentions")
+
+
+@pytest.fixture(scope="module")
+def official(data):
+    module = Attentions()
+    module.load_state_dict(data.state_dict("embeddings.pt"))
+    return module.eval()
+
+
+def features(pictures: int = 1, seed: int = 0) -> PictureFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    embed = torch.randn(pictures, 768, generator=generator)
+    return PictureFeatures(embed / embed.norm(dim=-1, keepdim=True), torch.randn(pictures, 257, 1024, generator=generator))
+
+
+def start(tokens: int = 1, **widths: int) -> dict:
+    return {k: torch.full((tokens, w), 0.01) for k, w in (widths or {"clip_l": 768}).items()}
+
+
+@pytest.mark.parametrize("case", ["single", "multi"])
+def test_attentions_match_the_official_module(data, official, case):
+    x = data.tensor(f"{case}/x")
+    attn1 = official.attn1(x, x)
+    attn2 = official.attn2(attn1, x)
+    for name, value in (("attn1", attn1), ("attn2", attn2), ("out", official(x))):
+        torch.testing.assert_close(value, data.tensor(f"{case}/{name}"), atol=1e-5, rtol=0)
+
+
+def test_paper_encoder_gives_the_official_placeholder_embedding(data, official):
+    encoder = PaperEncoder("clip_l")
+    encoder.attention.load_state_dict(official.state_dict())
+    seen = PictureFeatures(data.tensor("single/x").view(1, 768), torch.zeros(1, 257, 1024))
+    vectors = encoder(seen)["clip_l"]
+    torch.testing.assert_close(vectors, data.tensor("single/placeholder_embedding"), atol=1e-5, rtol=0)
+
+
+def test_with_one_token_attn1_and_queries_are_inert_and_the_map_is_affine(official):
+    x, y = torch.randn(2, 1, 1, 768, generator=torch.Generator().manual_seed(1))
+    scrambled = Attentions()
+    scrambled.load_state_dict(official.state_dict())
+    for layer in (scrambled.attn1, scrambled.attn2.to_q, scrambled.attn2.to_k):
+        for parameter in layer.parameters():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(2))
+    assert torch.equal(scrambled(x), official(x))
+    middle = official((x + y) / 2)
+    torch.testing.assert_close(middle, (official(x) + official(y)) / 2, atol=1e-5, rtol=0)
+
+
+def test_dropout_follows_its_generator_only(official):
+    x = torch.randn(1, 1, 768, generator=torch.Generator().manual_seed(3))
+    before = torch.random.get_rng_state()
+    first, again = (official(x, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, official(x))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_attention_encoder_lets_patches_compete_and_starts_at_the_word():
+    encoder = build_encoder("attention", start(), 3, torch.Generator().manual_seed(0))
+    assert torch.equal(encoder(features())["clip_l"], torch.full((3, 768), 0.01))
+    torch.nn.init.normal_(encoder.heads["clip_l"].weight)
+    out = encoder(features())["clip_l"]
+    assert not torch.allclose(out, encoder(features(seed=1))["clip_l"], atol=1e-3)
+    assert not torch.allclose(out[0], out[1], atol=1e-3)
+    shuffled = features().patches[:, torch.randperm(257, generator=torch.Generator().manual_seed(5))]
+    same = encoder(PictureFeatures(features().image_embed, shuffled))["clip_l"]
+    torch.testing.assert_close(out, same, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["direct", "attention"])
+def test_encoders_serve_several_text_encoders_at_once(name):
+    encoder = build_encoder(name, start(clip_l=768, clip_g=1280), 5, torch.Generator().manual_seed(0))
+    assert {k: tuple(v.shape) for k, v in encoder(features(2)).items()} == {"clip_l": (5, 768), "clip_g": (5, 1280)}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_same_seed_same_weights_and_the_global_generator_is_untouched(name):
+    before = torch.random.get_rng_state()
+    first, again = (build_encoder(name, start(), 2, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_the_papers_module_is_refused_where_it_cannot_fit(name):
+    with pytest.raises(ValueError, match=r"width 768.*clip_g.*'direct' or 'attention'"):
+        build_encoder(name, start(clip_l=768, clip_g=1280), 1, torch.Generator())
+
+
+def test_released_embeds_the_first_picture_paper_their_mean():
+    seen = features(2)
+    paper, released = ENCODERS["paper"]("clip_l"), ENCODERS["released"]("clip_l")
+    released.load_state_dict(paper.state_dict())
+    only_first = PictureFeatures(seen.image_embed[:1], seen.patches[:1])
+    assert torch.equal(released(seen)["clip_l"], paper(only_first)["clip_l"])
+    assert not torch.allclose(paper(seen)["clip_l"], paper(only_first)["clip_l"])
+
+
+def test_unknown_encoder_is_named():
+    with pytest.raises(ValueError, match="'magic'; expected one of direct, attention, paper, released"):
+        build_encoder("magic", start(), 1, torch.Generator())
+
+
