@@ -80,7 +80,7 @@ class InSTLearnStyle(io.ComfyNode):
             due = step == steps or step % max(1, steps // PREVIEWS) == 0
             progress.update(step, shown(denoised) if due else None)
             if due:
-                host.show_text(f"step {step} of {steps}, loss {loss:.4f}", cls.hidden.unique_id)
+                host.show_text(f"step {step} of {steps}, loss {loss:.4f}", getattr(cls.hidden, "unique_id", None))
 
         with host.training_mode():
             start = host.word_vectors(clip, START_WORD)

@@ -1,10 +1,9 @@
 """Models of the host that can be differentiated.
 
 Nodes run inside ``torch.inference_mode()``: weights loaded there can never be saved for backward.  The host's own
-trainer therefore re-makes the model outside of it (``clone(force_deepcopy=True)``), and so does this file, for the
+trainer therefore makes the model again outside of it, from its loader, and so does this file, for the
 denoiser and for the text encoder.  The copies live as long as the session; the user's models are never touched.
 """
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,12 +125,20 @@ class TrainingSession:
 
 
 def _remade(patcher, socket: str, loader: str):
-    """A copy of a patcher with ordinary weights, made by running its loader again."""
-    try:
-        copy = patcher.clone(force_deepcopy=True)
-    except RuntimeError as error:
+    """A copy of a patcher, its LoRAs and patches included, over weights loaded a second time.
+
+    What ``clone(force_deepcopy=True)`` does, except that the fresh patcher stays the copy's parent: the host tracks
+    loaded models by their patchers and would report a leak if it vanished.
+    """
+    if patcher.cached_patcher_init is None:
         raise ValueError(f"{socket} comes from a loader that cannot make it a second time, so a style cannot be "
-                         f"learned on it. Load it with {loader}.") from error
+                         f"learned on it. Load it with {loader}.")
+    make, arguments, *index = patcher.cached_patcher_init
+    fresh = make(*arguments, disable_dynamic=True)
+    for i in index:
+        fresh = fresh[i]
+    copy = patcher.clone(disable_dynamic=True, model_override=fresh.get_clone_model_override())
+    copy.parent, copy.clone_base_uuid = fresh, fresh.clone_base_uuid
     copy.model.requires_grad_(False)
     return copy
 
@@ -165,5 +172,4 @@ def training_session(model, clip, prompt: str, tokens: int) -> Iterator[Training
             for patcher in (denoiser, text.patcher):
                 comfy.model_management.unload_model_and_clones(patcher)
             del denoiser, text, patcher
-            gc.collect()
             comfy.model_management.soft_empty_cache()

@@ -1,0 +1,91 @@
+"""ComfyUI in process, on the CPU, with the small checkpoints that ``tools/small_models.py`` makes.
+
+``tools/dev.py test`` sets ``INST_COMFYUI`` (a ComfyUI checkout) and ``INST_MODELS`` (a models folder).
+"""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
+
+if COMFYUI and MODELS:
+    sys.path.insert(0, COMFYUI)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.disable_metadata = False
+
+
+def pytest_collection_modifyitems(items):
+    if COMFYUI and MODELS:
+        return
+    skip = pytest.mark.skip(reason="needs ComfyUI: run 'python3 tools/dev.py test', or set INST_COMFYUI and INST_MODELS")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def inference_mode(request):
+    """Nodes run as ComfyUI runs them."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path_factory, monkeypatch):
+    """Models are read from INST_MODELS; everything written goes to a fresh folder."""
+    import folder_paths
+    from inst_pack.inst_core import host
+
+    home = tmp_path_factory.mktemp("comfy")
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths",
+                        {k: ([*v[0]], set(v[1])) for k, v in folder_paths.folder_names_and_paths.items()})
+    monkeypatch.setattr(folder_paths, "models_dir", str(home / "models"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(home / "output"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(home / "temp"))
+    for kind in ("checkpoints", "clip_vision", "loras", "controlnet"):
+        folder_paths.add_model_folder_path(kind, str(Path(MODELS, kind)))
+    folder_paths.filename_list_cache.clear()
+    host.register_folders()
+    return home
+
+
+def load_checkpoint(name: str = "inst-small.safetensors"):
+    import comfy.sd
+    import folder_paths
+
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(
+            str(Path(MODELS, "checkpoints", name)), output_vae=True, output_clip=True,
+            embedding_directory=folder_paths.get_folder_paths("embeddings"))[:3]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """(MODEL, CLIP, VAE) of the small checkpoint, as stock Load Checkpoint returns them."""
+    return load_checkpoint()
+
+
+@pytest.fixture()
+def small(loaded, folders):
+    """The same, with the CLIP reading embeddings from this test's folders."""
+    import folder_paths
+
+    model, clip, vae = loaded
+    clip = clip.clone()
+    clip.tokenizer.clip_l.embedding_directory = folder_paths.get_folder_paths("embeddings")
+    return model, clip, vae
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Two smooth test pictures as an IMAGE batch (2, 96, 128, 3)."""
+    with torch.inference_mode():
+        y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 128), indexing="ij")
+        waves = [torch.stack([(6 * x + k).sin(), (9 * y * x + k).cos(), (4 * y - k).sin()], -1) for k in (0.0, 2.0)]
+        return torch.stack(waves) / 2 + 0.5
