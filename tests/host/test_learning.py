@@ -1,0 +1,176 @@
+"""Learning in the real host: gradients, held-out loss, and that the user's models stay as they were."""
+import gc
+
+import pytest
+import torch
+from inst_pack.inst_core import host
+from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
+from inst_pack.inst_core.learning import Settings, backward, held_out_loss, learn_style
+from inst_pack.inst_core.objective import Batch, noise_error
+
+STEPS = 16
+
+
+def views() -> torch.Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def features() -> PictureFeatures:
+    generator = torch.Generator().manual_seed(1)
+    embed = torch.randn(1, 768, generator=generator)
+    return PictureFeatures(embed / embed.norm(), torch.randn(1, 257, 1024, generator=generator))
+
+
+def encoder_for(clip, name: str, tokens: int = 2):
+    return build_encoder(name, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
+
+
+def nothing(step, loss, denoised):
+    pass
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_learning_lowers_a_held_out_loss(small, name):
+    model, clip, _ = small
+    with host.training_mode():
+        encoder, pixels, seen = encoder_for(clip, name), views(), features()
+        settings = Settings(STEPS, 1e-2 if name == "direct" else 2e-3)
+        tokens = 1 if ENCODERS[name].faithful else 2
+        with host.training_session(model, clip, "*", tokens) as session:
+            learned = learn_style(session, encoder, seen, pixels, settings, nothing)
+            again = held_out_loss(session, encoder, seen, pixels, settings)
+    assert learned.kept < learned.held_out[0] * 0.995
+    assert again == pytest.approx(learned.kept, rel=1e-5)
+    assert len(learned.losses) == STEPS and not learned.vectors["clip_l"].is_inference()
+
+
+def test_the_gradient_agrees_with_a_finite_difference(small):
+    model, clip, _ = small
+    with host.training_mode():
+        encoder = encoder_for(clip, "direct")
+        pixels = views()
+        batch = Batch(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2)),
+                      torch.tensor([0.3, 0.7]))
+        with host.training_session(model, clip, "a house, *", 2) as session:
+            backward(session, encoder, None, batch, None)
+            vectors = encoder.vectors["clip_l"]
+            direction = vectors.grad / vectors.grad.norm()
+
+            def loss(offset: float) -> float:
+                with torch.no_grad():
+                    moved = {"clip_l": vectors + offset * direction}
+                    error, _ = noise_error(session.denoiser, batch, session.text.encode(moved), session.device)
+                    return error.double().mean().item()
+
+            step = 2e-3
+            slope = (loss(step) - loss(-step)) / (2 * step)
+    assert slope == pytest.approx(vectors.grad.norm().item(), rel=2e-2)
+
+
+def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
+    model, clip, _ = small
+
+    def learn(seed: int) -> torch.Tensor:
+        with host.training_mode():
+            encoder = encoder_for(clip, "paper", 1)
+            with host.training_session(model, clip, "*", 1) as session:
+                return learn_style(session, encoder, features(), views(), Settings(3, 1e-3, 2, seed),
+                                   nothing).vectors["clip_l"]
+
+    before = torch.random.get_rng_state()
+    first = learn(5)
+    assert torch.equal(first, learn(5))
+    assert not torch.equal(first, learn(6))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
+    model, clip, _ = small
+    with host.training_mode():
+        encoder = encoder_for(clip, "direct")
+        for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
+            with host.training_session(model, clip, prompt, 2) as session:
+                learned = learn_style(session, encoder, None, views(), Settings(2, 1e-2), nothing)
+            assert learned.losses[0] > 0
+
+
+def picture_of(model, clip, vae) -> torch.Tensor:
+    import comfy.sample
+
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a house"))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    latent = comfy.sample.sample(model, noise, 2, 3.0, "euler", "normal", prompt, prompt, torch.zeros(1, 4, 8, 8),
+                                 disable_pbar=True, seed=0)
+    return vae.decode(latent)
+
+
+class Stop(BaseException):
+    """Like the host's interrupt, not an Exception."""
+
+
+@pytest.mark.parametrize("accident", [None, ValueError, Stop])
+def test_nothing_leaks_into_the_users_models(small, accident):
+    import comfy.model_management
+
+    model, clip, vae = small
+    before = picture_of(model, clip, vae)
+    weights = {k: v.clone() for k, v in model.model.state_dict().items()}
+
+    def report(step, loss, denoised):
+        if accident and step == 2:
+            raise accident("half-way")
+
+    try:
+        with host.training_mode():
+            encoder = encoder_for(clip, "direct")
+            with host.training_session(model, clip, "*", 2) as session:
+                learn_style(session, encoder, None, views(), Settings(3, 1e-2), report)
+    except (ValueError, Stop):
+        assert accident
+    assert not comfy.model_management.in_training
+    assert all(torch.equal(v, weights[k]) for k, v in model.model.state_dict().items())
+    assert torch.equal(picture_of(model, clip, vae), before)
+
+
+def test_memory_is_flat_over_repeated_runs(small):
+    import comfy.model_management
+
+    model, clip, _ = small
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
+
+    counts = []
+    for _ in range(4):
+        with host.training_mode():
+            with host.training_session(model, clip, "*", 2) as session:
+                learn_style(session, encoder_for(clip, "direct"), None, views(), Settings(1, 1e-2), nothing)
+        counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
+    assert counts[1] == counts[2] == counts[3]
+
+
+def test_a_model_that_cannot_be_made_again_is_refused(small):
+    model, clip, _ = small
+    foreign = model.clone()
+    foreign.cached_patcher_init = None
+    with pytest.raises(ValueError, match="model comes from a loader that cannot make it a second time.*Load Checkpoint"):
+        with host.training_session(foreign, clip, "*", 1):
+            pass
+
+
+def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
+    model = small[0].clone()
+    model.add_object_patch("latent_format", type("Video", (), {"latent_dimensions": 3})())
+    with pytest.raises(ValueError, match="makes video"):
+        host.check_learnable(model)
+    other, _, _ = open_checkpoint()
+    other.model.concat_keys = ("mask", "masked_image")
+    with pytest.raises(ValueError, match="inpainting"):
+        host.check_invertible(other)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": -1.0}])
+def test_settings_outside_their_range_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**{"steps": 1, "learning_rate": 1e-3, **wrong})
