@@ -3,6 +3,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize as tv_resize
 
 MULTIPLE = 64  # pixels; the U-Net halves an 8x latent three times
 RELEASED_SIZE = 512
@@ -69,15 +71,15 @@ def released_cast(image: Tensor) -> Tensor:
 
 
 def clip_square(image: Tensor, size: int = 224) -> Tensor:
-    """Short side to ``size`` and centre crop, as ``CLIPImageProcessor`` does, on 8-bit levels.
+    """Short side to ``size`` and centre crop on 8-bit levels, exactly as ``transformers``' ``CLIPImageProcessor``.
 
-    Done here so that the host, which rounds sides differently, only has to normalise.  (B, H, W, 3) -> (B, 224, 224, 3).
+    Done here so that the host, which rounds sides and levels differently, only has to normalise.
+    (B, H, W, 3) -> (B, size, size, 3), k/255.
     """
     height, width = image.shape[1:3]
-    short, long = min(height, width), max(height, width)
-    other = int(size * long / short)
-    target = (size, other) if height <= width else (other, size)
-    image = (image * 255).round() / 255
-    image = (resize(image, *target) * 255).round() / 255
+    other = int(size * max(height, width) / min(height, width))
+    target = [size, other] if height <= width else [other, size]
+    levels = rearrange((image * 255).round().byte().cpu(), "b h w c -> b c h w")
+    levels = tv_resize(levels, target, interpolation=InterpolationMode.BICUBIC, antialias=True)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return image[:, top:top + size, left:left + size]
+    return rearrange(levels[..., top:top + size, left:left + size], "b c h w -> b h w c").float() / 255

@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import comfy.model_management
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -201,4 +202,7 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     if released:
         scale = (1 + sigmas[-1] ** 2).sqrt()
         result = model.model.process_latent_out(model.model.process_latent_in(result) / scale)
+    if latent.get("noise_mask") is not None:
+        mask = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], result.shape, result.device)
+        result = torch.where(mask == 0, samples.to(result), result)  # the host keeps it to rounding only
     return {**latent, "samples": result}

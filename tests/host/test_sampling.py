@@ -1,0 +1,187 @@
+"""Inversion and synthesis on the host's samplers: all routes give one picture, and everything composes."""
+import comfy.controlnet
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import nodes as host_nodes
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from inst_pack.inst_core import host
+from inst_pack.inst_core.host.sampling import level_of
+from inst_pack.nodes.inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
+
+STRENGTH, STEPS, CFG = 0.7, 4, 3.0
+
+
+@pytest.fixture()
+def prompts(small):
+    clip = small[1]
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a house by the sea", "")]
+
+
+def content(batch: int = 1, height: int = 8, width: int = 8) -> dict:
+    return {"samples": torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(0)) * 4}
+
+
+def sample(model, prompts, latent=None, steps=STEPS, cfg=CFG, sampler="euler", scheduler="normal", strength=STRENGTH,
+           seed=0, timing="matched", **more):
+    return InSTSample.execute(model, *prompts, latent or content(), steps, cfg, sampler, scheduler, strength, seed,
+                              timing, **more).result[0]["samples"]
+
+
+def invert(model, prompts, latent=None, strength=STRENGTH, seed=0, timing="matched", **more):
+    return InSTStochasticInvert.execute(model, prompts[0], latent or content(), strength, seed, timing, **more).result
+
+
+def close(a, b, atol=1e-4):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
+
+
+def test_three_routes_one_picture(small, prompts):
+    """InST Sample, NOISE into SamplerCustomAdvanced, and the noised LATENT into KSampler (Advanced)."""
+    model, total, start = small[0], 8, 3
+    levels = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", total)[start:]
+    noise, noised = invert(model, prompts, sigmas=levels)
+    own = sample(model, prompts, sigmas=levels)
+    guider = CFGGuider.execute(model, *prompts, CFG).result[0]
+    custom = SamplerCustomAdvanced.execute(noise, guider, comfy.samplers.sampler_object("euler"), levels, content())
+    close(custom.result[0]["samples"], own, 0)
+    advanced = host_nodes.KSamplerAdvanced().sample(model, "disable", 0, total, CFG, "euler", "karras", *prompts,
+                                                    noised, start, 10000, "disable")[0]["samples"]
+    close(advanced, own)
+    assert (sample(model, prompts, seed=1, sigmas=levels) - own).abs().max() > 1e-2
+
+
+def test_noise_socket_and_built_in_inversion_agree(small, prompts):
+    for timing in ("matched", "released"):
+        noise, _ = invert(small[0], prompts, timing=timing)
+        more = {"steps": 50, "sampler": "ddim"} if timing == "released" else {}
+        close(sample(small[0], prompts, timing=timing, noise=noise, **more),
+              sample(small[0], prompts, timing=timing, **more), 0)
+
+
+def test_strength_one_starts_exactly_at_the_inverted_noise(small, prompts):
+    """The host scales noise differently at its highest level; the NOISE makes up for that."""
+    model = small[0]
+    sampling = model.get_model_object("model_sampling")
+    noise, noised = invert(model, prompts, strength=1.0)
+    start = model.model.process_latent_in(noised["samples"])
+    z0 = model.model.process_latent_in(content()["samples"])
+    close(sampling.noise_scaling(sampling.sigma_max, noise.noise, z0, True), start, 1e-3)
+    assert torch.isfinite(sample(model, prompts, strength=1.0)).all()
+
+
+def test_predicted_noise_replaces_the_random_noise(small, prompts):
+    noise, _ = invert(small[0], prompts)
+    fresh = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert (noise.noise - fresh).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 30])
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "ddim_uniform", "beta", "simple"])
+def test_strength_is_a_level_whatever_the_steps(small, scheduler, steps):
+    model = small[0]
+    sigmas = host.sampling_sigmas(model, scheduler, steps, STRENGTH)
+    assert float(sigmas[0]) == pytest.approx(float(level_of(model, STRENGTH)))
+    assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+
+
+def test_full_strength_is_the_hosts_own_schedule(small):
+    sampling = small[0].get_model_object("model_sampling")
+    assert torch.equal(host.sampling_sigmas(small[0], "karras", 7, 1.0),
+                       comfy.samplers.calculate_sigmas(sampling, "karras", 7))
+
+
+@pytest.mark.parametrize("name", comfy.samplers.KSampler.SAMPLERS)
+def test_every_host_sampler_runs_from_the_inverted_start(small, prompts, name):
+    assert torch.isfinite(sample(small[0], prompts, sampler=name, steps=2)).all()
+
+
+@pytest.mark.parametrize("name", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_host_scheduler_runs_from_the_inverted_start(small, prompts, name):
+    assert torch.isfinite(sample(small[0], prompts, scheduler=name, steps=3)).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (12, 7)])
+def test_sizes_that_are_no_multiples(small, prompts, size):
+    assert sample(small[0], prompts, content(1, *size)).shape == (1, 4, *size)
+
+
+def test_two_half_batches_equal_one_batch(small, prompts):
+    whole = sample(small[0], prompts, content(4))
+    halves = [sample(small[0], prompts, {"samples": content(4)["samples"][i], "batch_index": i}) for i in ([0, 1], [2, 3])]
+    close(torch.cat(halves), whole)
+    assert (whole[0] - whole[1]).abs().max() > 1e-2
+
+
+def test_a_mask_keeps_the_outside_bit_equal(small, prompts):
+    latent = content()
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    out = sample(small[0], prompts, {**latent, "noise_mask": mask})
+    assert torch.equal(out[..., 5:], latent["samples"][..., 5:])
+    assert (out[..., :3] - latent["samples"][..., :3]).abs().max() > 1e-2
+
+
+def test_a_lora_acts_on_inversion_and_sampling(small, prompts, folders):
+    import folder_paths
+
+    model, clip, _ = small
+    lora = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", "inst-small-lora.safetensors"))
+    with_lora, _ = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+    plain_noise, lora_noise = invert(model, prompts)[0].noise, invert(with_lora, prompts)[0].noise
+    assert (plain_noise - lora_noise).abs().max() > 1e-3
+    only_sampling = sample(with_lora, prompts, noise=invert(model, prompts)[0])
+    assert (sample(with_lora, prompts) - only_sampling).abs().max() > 1e-4
+    assert (only_sampling - sample(model, prompts)).abs().max() > 1e-3
+
+
+def test_a_controlnet_acts_on_inversion_and_sampling(small, prompts, pictures):
+    import folder_paths
+
+    model = small[0]
+    net = comfy.controlnet.load_controlnet(folder_paths.get_full_path("controlnet", "inst-small-controlnet.safetensors"))
+
+    def controlled(strength=1.0, end=1.0):
+        return host_nodes.ControlNetApplyAdvanced().apply_controlnet(*prompts, net, pictures[:1], strength, 0.0, end)
+
+    plain, both = invert(model, prompts)[0].noise, invert(model, controlled())[0].noise
+    assert (plain - both).abs().max() > 1e-3
+    assert (sample(model, controlled()) - sample(model, prompts)).abs().max() > 1e-3
+    close(sample(model, controlled(end=0.0)), sample(model, prompts), 0)
+    close(sample(model, controlled(strength=0.0)), sample(model, prompts), 0)
+
+
+def test_the_global_generator_is_untouched(small, prompts):
+    before = torch.random.get_rng_state()
+    sample(small[0], prompts, sampler="ddim")
+    sample(small[0], prompts, sampler="euler_ancestral")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_cosine_scheduler_levels(small):
+    sigmas = InSTCosineScheduler.execute(small[0], 8, 1.0).result[0]
+    expected = torch.tensor([14.6, 3.50, 1.88, 1.19, 0.779, 0.485, 0.246, 0.029, 0.0])
+    torch.testing.assert_close(sigmas, expected, atol=2e-2, rtol=2e-3)
+    part = InSTCosineScheduler.execute(small[0], 4, 0.5).result[0]
+    assert float(part[0]) == pytest.approx(float(level_of(small[0], 0.5))) and len(part) == 5
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.2])
+def test_strength_outside_its_range_is_refused(small, prompts, strength):
+    for run in (sample, invert):
+        with pytest.raises(ValueError, match=f"strength is {strength}; it must lie above 0"):
+            run(small[0], prompts, strength=strength)
+
+
+def test_other_bad_input_is_named(small, prompts):
+    model = small[0]
+    with pytest.raises(ValueError, match="steps is 0"):
+        sample(model, prompts, steps=0)
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(4, 12, 8\)"):
+        sample(model, prompts, content(1, 12, 8), noise=invert(model, prompts)[0])
+    with pytest.raises(ValueError, match="inverted at sigma .* but sampling starts at"):
+        sample(model, prompts, strength=0.4, noise=invert(model, prompts)[0])
+    with pytest.raises(ValueError, match="sigmas is empty or starts at 0"):
+        invert(model, prompts, sigmas=torch.tensor([0.0]))

