@@ -1,0 +1,316 @@
+"""What the feed-forward methods share: statistics, the AdaIN decoder, memory limits, files, and the loop over pictures.
+
+Pictures are (B, 3, H, W) RGB in [0, 1], float32: all of these networks normalise variances, which half precision cannot
+do.  Results do not depend on ``Limits``, only memory does.
+"""
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-5
+Features = tuple[Tensor, ...]
+Progress = Callable[[int, Tensor | None], None]
+T = TypeVar("T")
+
+
+def mean_std(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (unbiased variance plus 1e-5) of each sample and channel, (B, C, 1, 1)."""
+    return features.mean((2, 3), keepdim=True), (features.var((2, 3), keepdim=True) + EPS).sqrt()
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Features with mean 0 and standard deviation 1 in each sample and channel."""
+    mean, std = mean_std(features)
+    return (features - mean) / std
+
+
+def luminance(pictures: Tensor) -> Tensor:
+    """Y of YIQ, (B, 1, H, W)."""
+    weights = pictures.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    return (pictures * weights).sum(1, keepdim=True)
+
+
+def with_luminance(pictures: Tensor, y: Tensor) -> Tensor:
+    """The pictures' chroma (I and Q) with another luminance: in YIQ, Y adds equally to R, G and B."""
+    return (pictures + y - luminance(pictures)).clamp(0, 1)
+
+
+# ---- memory ----
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is computed at once.
+
+    Attributes:
+        entries: numbers in one attention matrix (content positions x style positions, per head).
+        tile: side in pixels of the tiles in which full-resolution convolutions run; a multiple of 16.
+    """
+
+    entries: int = 2**25
+    tile: int = 512
+
+    def rows(self, columns: int) -> int:
+        """Content positions to attend from at once, for ``columns`` style positions."""
+        return max(1, self.entries // columns)
+
+    def halved(self) -> "Limits | None":
+        """Smaller limits, or None when it would no longer help."""
+        if self.entries <= 2**14:
+            return None
+        return replace(self, entries=self.entries // 4, tile=max(64, self.tile // 2))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and Python's ways to say so."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class WithinMemory:
+    """Calls functions of ``Limits``, and again with smaller limits as often as memory runs out."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+
+    def __call__(self, function: Callable[[Limits], T]) -> T:
+        while True:
+            try:
+                return function(self.limits)
+            except (RuntimeError, MemoryError) as error:
+                smaller = self.limits.halved()
+                if smaller is None or not is_out_of_memory(error):
+                    raise
+            self.limits = smaller  # outside the handler: the failed call's tensors are gone by now
+
+
+def in_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """A position-wise function of (B, positions, channels), applied to ``rows`` positions at a time."""
+    if x.shape[1] <= rows:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(rows, dim=1)], dim=1)
+
+
+def tiled(function: Callable[[Tensor], Features], x: Tensor, scale: float, tile: int, halo: int) -> Features:
+    """``function(x)`` computed tile by tile.
+
+    Exact for convolutional functions: each tile sees ``halo`` more cells on every side than it fills, so padding acts
+    only at the picture's own border.
+
+    Args:
+        function: (B, C, H, W) -> maps of size ceil(H * scale), ceil(W * scale).
+        scale: output cells per input cell, a power of two.
+        tile: side of a tile in input cells; like ``halo`` a multiple of 1/scale.
+        halo: at least the receptive radius of ``function``.
+    """
+    height, width = x.shape[2:]
+    if height <= tile and width <= tile:
+        return function(x)
+
+    def cells(start: int, stop: int, origin: int = 0) -> slice:
+        return slice(math.ceil((start - origin) * scale), math.ceil((stop - origin) * scale))
+
+    outputs: Features | None = None
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y, x0 = max(0, top - halo), max(0, left - halo)
+            maps = function(x[:, :, y:bottom + halo, x0:right + halo])
+            if outputs is None:
+                size = math.ceil(height * scale), math.ceil(width * scale)
+                outputs = tuple(m.new_empty(*m.shape[:2], *size) for m in maps)
+            for whole, part in zip(outputs, maps, strict=True):
+                whole[:, :, cells(top, bottom), cells(left, right)] = \
+                    part[:, :, cells(top, bottom, y), cells(left, right, x0)]
+    return outputs
+
+
+# ---- decoder ----
+
+# Layers of a decoder from a quarter of the resolution on: up, two convolutions, up, two convolutions.
+_TAIL = 13
+_TAIL_HALO = 2  # cells at a quarter of the resolution
+
+
+def convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    """Reflection padding, 3x3 convolution, ReLU: three layers, as the released files count them."""
+    return [nn.ReflectionPad2d(1), nn.Conv2d(inputs, outputs, 3), nn.ReLU(inplace=True)]
+
+
+def quarter_decoder(inputs: int) -> nn.Sequential:
+    """AdaIN's decoder (Huang & Belongie 2017) from features at a quarter of the resolution to RGB, not clamped."""
+    up = nn.Upsample(scale_factor=2)
+    return nn.Sequential(*convolution(inputs, 256), *convolution(256, 256), *convolution(256, 256),
+                         *convolution(256, 128), up, *convolution(128, 128), *convolution(128, 64), up,
+                         *convolution(64, 64), *convolution(64, 3)[:2])
+
+
+def adain_decoder() -> nn.Sequential:
+    """The whole decoder, from relu4_1 (512 channels, an eighth of the resolution) to RGB, not clamped."""
+    return nn.Sequential(*convolution(512, 256), nn.Upsample(scale_factor=2), *quarter_decoder(256))
+
+
+def decode(decoder: nn.Sequential, features: Tensor, limits: Limits) -> Tensor:
+    """Runs one of the decoders above, its high-resolution end in tiles."""
+    features = decoder[:-_TAIL](features)
+    return tiled(lambda x: (decoder[-_TAIL:](x),), features, 4, limits.tile // 4, _TAIL_HALO)[0]
+
+
+# ---- files ----
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a released model.
+
+    Attributes:
+        title: what it is, for messages.
+        file: its official name.
+        shapes: {key: shape} that make a file this part.
+        load: state dict -> frozen float32 module.
+        hint: tells this part by file name from another with the same keys and shapes.
+    """
+
+    title: str
+    file: str
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]]
+    load: Callable[[Mapping[str, Tensor]], nn.Module]
+    hint: str = ""
+
+    def lacking(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Keys that are missing or have another shape."""
+        return [k for k, s in self.shapes().items() if k not in state_dict or tuple(state_dict[k].shape) != s]
+
+
+def module_part(title: str, file: str, build: Callable[[], nn.Module], hint: str = "") -> Part:
+    """A part whose module has the official keys."""
+    def empty() -> nn.Module:
+        with torch.device("meta"):
+            return build()
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        return {k: tuple(v.shape) for k, v in empty().state_dict().items()}
+
+    def load(state_dict: Mapping[str, Tensor]) -> nn.Module:
+        module = empty()
+        module.load_state_dict({k: state_dict[k].float() for k in module.state_dict()}, assign=True)
+        return module.eval().requires_grad_(False)
+
+    return Part(title, file, shapes, load, hint)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Parts that form a model; ``build`` takes their modules in order. ``unused`` parts may lie beside them."""
+
+    name: str
+    parts: tuple[Part, ...]
+    build: Callable[..., "StyleTransferModel"]
+    unused: tuple[Part, ...] = ()
+
+
+# ---- pictures ----
+
+def check_pictures(pictures: Tensor, name: str, minimum: int, method: str) -> None:
+    """Raises ValueError unless ``pictures`` is a finite (B, 3, H, W) batch with sides of at least ``minimum``."""
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(pictures.shape)}; expected RGB pictures (B, 3, H, W).")
+    height, width = pictures.shape[2:]
+    if min(height, width) < minimum:
+        raise ValueError(f"{name} is {width} x {height} px; {method} needs at least {minimum} px on each side. Use a "
+                         "larger picture, or scale this one up.")
+    if not torch.isfinite(pictures).all():
+        raise ValueError(f"{name} contains NaN or infinite values. Check the node that made it.")
+
+
+def check_batches(content: Tensor, style: Tensor) -> None:
+    """Raises ValueError unless there is one style picture, or one for each content picture."""
+    if style.shape[0] not in (1, content.shape[0]):
+        raise ValueError(f"style has {style.shape[0]} pictures, content has {content.shape[0]}. Give one style picture, "
+                         "or one for each content picture.")
+
+
+def padded(picture: Tensor, multiple: int) -> Tensor:
+    """Reflected at the right and bottom up to multiples of ``multiple``."""
+    height, width = picture.shape[2:]
+    return F.pad(picture, (0, -width % multiple, 0, -height % multiple), mode="reflect")
+
+
+class StyleTransferModel(nn.Module):
+    """A feed-forward method: content and style features, their transformation, a decoder.
+
+    Attributes:
+        name: the method.
+        minimum_content, minimum_style: smallest side in pixels.
+        multiple: the network wants content sides to be a multiple of this; ``stylize`` pads and crops.
+    """
+
+    name: str
+    minimum_content: int
+    minimum_style: int
+    multiple: int = 1
+
+    def encode_content(self, picture: Tensor, limits: Limits) -> Features:
+        raise NotImplementedError
+
+    def encode_style(self, picture: Tensor, limits: Limits) -> Features:
+        raise NotImplementedError
+
+    def transform(self, content: Features, style: Features, limits: Limits) -> Features:
+        """The method's idea: content features in the style's manner."""
+        raise NotImplementedError
+
+    def decode(self, features: Features, limits: Limits) -> Tensor:
+        """Transformed features -> RGB, nominally in [0, 1], not clamped."""
+        raise NotImplementedError
+
+    def forward(self, content: Tensor, style: Tensor, alpha: float = 1.0, limits: Limits = Limits()) -> Tensor:
+        """One pair, sizes as the network wants them: (1, 3, H, W) and (1, 3, h, w) -> (1, 3, H, W), not clamped."""
+        return self.paint(content, self.encode_style(style, limits), alpha, limits)
+
+    def paint(self, content: Tensor, style: Features, alpha: float, limits: Limits) -> Tensor:
+        """``forward`` with style features made before."""
+        features = self.encode_content(content, limits)
+        transformed = self.transform(features, style, limits)
+        if alpha < 1:
+            own = self.transform(features, self.encode_style(content, limits), limits)
+            transformed = tuple(torch.lerp(a, b, alpha) for a, b in zip(own, transformed, strict=True))
+        return self.decode(transformed, limits)
+
+    @torch.no_grad()
+    def stylize(self, content: Tensor, style: Tensor, *, alpha: float = 1.0, limits: Limits = Limits(),
+                progress: Progress = lambda done, picture: None) -> Tensor:
+        """Content pictures in the manner of style pictures.
+
+        Args:
+            content: (B, 3, H, W) in [0, 1].
+            style: (1 or B, 3, h, w) in [0, 1], any size.
+            alpha: 1 = the method; 0 = the content used as its own style; features blend in between (Huang & Belongie
+                2017, eq. 14; Park & Lee 2019).
+            limits: what to start with; made smaller when memory runs out.
+            progress: called with (pictures done, the last one (1, 3, H, W)); an exception from it ends the run.
+
+        Returns:
+            (B, 3, H, W) in [0, 1], on the content's device.
+
+        Raises:
+            ValueError: pictures too small or not finite, batches that do not fit, alpha outside [0, 1].
+        """
+        check_pictures(content, "content", self.minimum_content, self.name)
+        check_pictures(style, "style", self.minimum_style, self.name)
+        check_batches(content, style)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}; expected a number from 0 to 1.")
+        device, (height, width) = next(self.parameters()).device, content.shape[2:]
+        within_memory, features, results = WithinMemory(limits), (), []
+        for i, picture in enumerate(content.split(1)):
+            if i < style.shape[0]:
+                reference = style[i:i + 1].to(device, torch.float32)
+                features = within_memory(lambda allowed: self.encode_style(reference, allowed))
+            whole = padded(picture.to(device, torch.float32), self.multiple)
+            painted = within_memory(lambda allowed: self.paint(whole, features, alpha, allowed))
+            results.append(painted[:, :, :height, :width].clamp(0, 1).to(content.device))
+            progress(i + 1, results[-1])
+        return torch.cat(results)

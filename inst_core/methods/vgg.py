@@ -1,0 +1,195 @@
+"""VGG features (Simonyan & Zisserman 2015) from any of the weight files that style transfer uses.
+
+A file is recognised by its keys and shapes; what it expects (channel order, means, scale, padding, pooling) belongs to
+its ``Family``.  Layers are called ``relu1_1`` ... ``relu5_4``.
+"""
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHANNELS = (64, 128, 256, 512, 512)
+DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+INPUT = "input"  # the 1x1 convolution in front of the normalised network
+SHORTEST = "conv5_1"  # files may end here: no method looks deeper
+
+
+def convolution_names(depth: int) -> list[str]:
+    """``conv1_1`` ... of VGG-16 or VGG-19, in order."""
+    return [f"conv{block}_{n}" for block, count in enumerate(DEPTHS[depth], 1) for n in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of VGG weight file.
+
+    Attributes:
+        keys: {"conv1_1": prefix of its .weight and .bias}, with ``INPUT`` first where there is one.
+        mean, scale: network input = (picture - mean) * scale, in the channel order of the file.
+        bgr: channel order.
+        reflect: reflection instead of zero padding.
+        ceil_mode: pooling keeps the odd last row and column.
+        rescaled: filters are scaled to a mean activation of one (Gatys et al. 2016, section 2).
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = False
+    reflect: bool = False
+    ceil_mode: bool = False
+    rescaled: bool = True
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} that a file must have to be of this family."""
+        shapes = {}
+        for name, prefix in self.keys.items():
+            inputs, outputs, side = _geometry(name)
+            shapes |= {f"{prefix}.weight": (outputs, inputs, side, side), f"{prefix}.bias": (outputs,)}
+            if name == SHORTEST:
+                break
+        return shapes
+
+
+def _geometry(name: str) -> tuple[int, int, int]:
+    """(input channels, output channels, kernel side) of a convolution."""
+    if name == INPUT:
+        return 3, 3, 1
+    block, n = int(name[4]), int(name[6])
+    outputs = CHANNELS[block - 1]
+    if n > 1:
+        return outputs, outputs, 3
+    return (CHANNELS[block - 2] if block > 1 else 3), outputs, 3
+
+
+def _numbered(depth: int, pattern: str, indices: Iterable[int]) -> dict[str, str]:
+    return {name: pattern.format(i) for name, i in zip(convolution_names(depth), indices, strict=True)}
+
+
+# Flat indices of convolutions in torch Sequentials, with and without a padding layer before each.
+_PADDED_19 = (2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)
+_PLAIN_19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+_PLAIN_16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_IMAGENET_MEAN, _IMAGENET_SCALE = (0.485, 0.456, 0.406), (1 / 0.229, 1 / 0.224, 1 / 0.225)
+
+NORMALISED = Family("normalised VGG-19 (vgg_normalised.pth)", {INPUT: "0"} | _numbered(19, "{}", _PADDED_19),
+                    reflect=True, ceil_mode=True)
+GATYS = Family("Gatys VGG-19 (vgg_conv.pth)", {name: name for name in convolution_names(19)},
+               mean=(0.40760392, 0.45795686, 0.48501961), scale=(255.0, 255.0, 255.0), bgr=True)
+TORCHVISION_19 = Family("torchvision VGG-19", _numbered(19, "features.{}", _PLAIN_19),
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE, rescaled=False)
+TORCHVISION_16 = Family("torchvision VGG-16", _numbered(16, "features.{}", _PLAIN_16),
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE, rescaled=False)
+FAMILIES = (NORMALISED, GATYS, TORCHVISION_19, TORCHVISION_16)
+
+
+class VGG(nn.Module):
+    """The convolutional part of VGG-16 or VGG-19, as far as the file has it. Weights are frozen float32."""
+
+    def __init__(self, family: Family, state_dict: Mapping[str, Tensor]):
+        super().__init__()
+        self.family = family
+        self.layers: tuple[str, ...] = ()
+        self.convolutions = nn.ModuleDict()
+        mode = "reflect" if family.reflect else "zeros"
+        for name, prefix in family.keys.items():
+            if f"{prefix}.weight" not in state_dict:
+                break
+            inputs, outputs, side = _geometry(name)
+            convolution = nn.Conv2d(inputs, outputs, side, padding=side // 2, padding_mode=mode, device="meta")
+            parameters = {k: state_dict[f"{prefix}.{k}"].float() for k in ("weight", "bias")}
+            convolution.load_state_dict(parameters, assign=True)
+            self.convolutions[name] = convolution
+            if name != INPUT:
+                self.layers += (name.replace("conv", "relu"),)
+        self.eval().requires_grad_(False)
+
+    def normalise(self, picture: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [0, 1] -> network input."""
+        x = picture.flip(1) if self.family.bgr else picture
+        return (x - self._channels(self.family.mean, x)) * self._channels(self.family.scale, x)
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Network input -> RGB (B, 3, H, W), not clamped."""
+        picture = x / self._channels(self.family.scale, x) + self._channels(self.family.mean, x)
+        return picture.flip(1) if self.family.bgr else picture
+
+    @staticmethod
+    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, 3, 1, 1)
+
+    def pool(self, x: Tensor, kind: str = "max") -> Tensor:
+        """2x2 pooling, ``max`` or ``avg``."""
+        pooling = F.max_pool2d if kind == "max" else F.avg_pool2d
+        return pooling(x, 2, ceil_mode=self.family.ceil_mode)
+
+    def block(self, number: int, x: Tensor, count: int | None = None) -> list[Tensor]:
+        """Activations of the first ``count`` convolutions of block 1..5; block 1 takes network input."""
+        if number == 1 and INPUT in self.convolutions:
+            x = self.convolutions[INPUT](x)
+        activations = []
+        for name in [n for n in self.layers if n.startswith(f"relu{number}_")][:count]:
+            x = torch.relu_(self.convolutions[name.replace("relu", "conv")](x))
+            activations.append(x)
+        return activations
+
+    def forward(self, x: Tensor, layers: Iterable[str], pooling: str = "max",
+                recompute: bool = False) -> dict[str, Tensor]:
+        """Activations of the named layers.
+
+        Args:
+            x: (B, 3, H, W) network input, see ``normalise``.
+            layers: such as ``relu4_2``.
+            pooling: "max" or "avg".
+            recompute: activations inside a block are computed again for the backward pass instead of kept.
+
+        Raises:
+            ValueError: a layer that this network does not have.
+        """
+        wanted = set(layers)
+        if unknown := wanted - set(self.layers):
+            raise ValueError(f"layers {', '.join(sorted(unknown))} are not in {self.family.name}; it has "
+                             f"{', '.join(self.layers)}.")
+        found = {}
+        for number in range(1, max(int(name[4]) for name in wanted) + 1):
+            last = max((int(n[6:]) for n in wanted if n.startswith(f"relu{number}_")), default=0)
+            later = any(int(n[4]) > number for n in wanted)
+            run = partial(self._pooled_block, number, count=None if later else last, pooling=pooling)
+            activations = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if recompute else run(x)
+            found |= {f"relu{number}_{n}": a for n, a in enumerate(activations, 1) if f"relu{number}_{n}" in wanted}
+            x = activations[-1]
+        return found
+
+    def _pooled_block(self, number: int, x: Tensor, count: int | None, pooling: str) -> list[Tensor]:
+        return self.block(number, x if number == 1 else self.pool(x, pooling), count)
+
+
+def recognise(state_dict: Mapping[str, Tensor]) -> Family:
+    """The family of a weight file, by keys and shapes.
+
+    Raises:
+        ValueError: none fits; says which is closest and what it lacks.
+    """
+    def lacking(family: Family) -> list[str]:
+        return [k for k, shape in family.shapes().items() if k not in state_dict or state_dict[k].shape != shape]
+
+    closest = min(FAMILIES, key=lambda family: len(lacking(family)))
+    if not (missing := lacking(closest)):
+        return closest
+    known = ", ".join(family.name for family in FAMILIES)
+    if len(missing) == len(closest.shapes()):
+        raise ValueError(f"The file is not a VGG network (it starts with {', '.join(list(state_dict)[:3]) or 'nothing'})"
+                         f". Expected one of: {known}.")
+    raise ValueError(f"The file looks like {closest.name}, but {len(missing)} tensors are missing or have another shape"
+                     f": {', '.join(missing[:4])}. Expected one of: {known}, without batch normalisation.")
+
+
+def load(state_dict: Mapping[str, Tensor]) -> VGG:
+    """A VGG from any known weight file; ``module.`` prefixes are accepted. Raises ValueError like ``recognise``."""
+    state_dict = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    return VGG(recognise(state_dict), state_dict)

@@ -1,0 +1,104 @@
+"""A small client of ComfyUI's HTTP API."""
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable
+
+
+class PromptError(RuntimeError):
+    """The server refused a prompt, or a node of it failed. ``node_errors`` and ``messages`` hold what it said."""
+
+    def __init__(self, message: str, node_errors: dict | None = None):
+        super().__init__(message)
+        self.node_errors = node_errors or {}
+
+
+class Client:
+    """One session with a running ComfyUI."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.id = uuid.uuid4().hex
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            body = answer.read()
+            return json.loads(body) if "json" in answer.headers.get_content_type() else body
+
+    def post(self, path: str, data: dict | None = None):
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(data or {}).encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            body = answer.read()
+            return json.loads(body) if body else None
+
+    def object_info(self) -> dict:
+        return self.get("/object_info")
+
+    def queue(self, prompt: dict, workflow: dict | None = None) -> str:
+        """The id of the queued prompt.
+
+        Raises:
+            PromptError: the server's validation refused it.
+        """
+        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+        try:
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": self.id, "extra_data": extra})
+        except urllib.error.HTTPError as error:
+            said = json.loads(error.read())
+            details = [f"{e['message']}: {e['details']}" for n in said["node_errors"].values() for e in n["errors"]]
+            raise PromptError("; ".join(details) or said["error"]["message"], said["node_errors"]) from error
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id: str, timeout: float = 600) -> dict:
+        """The history entry of a prompt once it is done.
+
+        Raises:
+            PromptError: a node failed, or the prompt was interrupted.
+            TimeoutError: not done in ``timeout`` seconds.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry and entry["status"]["completed"]:
+                return entry
+            if entry and entry["status"]["status_str"] == "error":
+                raise PromptError(_reason(entry))
+            time.sleep(0.2)
+        raise TimeoutError(f"prompt {prompt_id} was not done after {timeout:.0f} s")
+
+    def follow(self, prompt_id: str, show: Callable[[dict], None], connected: Callable[[], None]) -> dict:
+        """Like ``wait``, showing the server's messages (``progress_state``, ``executing``, ...) as they come.
+
+        ``connected`` is called when messages are being listened to: queue the prompt there.
+        """
+        import asyncio
+
+        asyncio.run(self._listen(show, connected, prompt_id))
+        return self.wait(prompt_id)
+
+    async def _listen(self, show, connected, prompt_id: str) -> None:
+        import aiohttp
+
+        address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.id}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+            connected()
+            async for message in socket:
+                if message.type != aiohttp.WSMsgType.TEXT:
+                    continue  # a preview picture
+                said = json.loads(message.data)
+                show(said)
+                if said["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                    return
+
+
+def _reason(entry: dict) -> str:
+    for kind, data in entry["status"]["messages"]:
+        if kind == "execution_error":
+            return f"{data['node_type']}: {data['exception_message'].strip()}"
+        if kind == "execution_interrupted":
+            return f"interrupted in {data['node_type']}"
+    return "the prompt failed without a message"
