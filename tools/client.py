@@ -1,4 +1,5 @@
 """A small client of ComfyUI's HTTP API."""
+import asyncio
 import json
 import time
 import urllib.error
@@ -6,6 +7,8 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
+
+import aiohttp
 
 
 class PromptError(RuntimeError):
@@ -70,29 +73,26 @@ class Client:
             time.sleep(0.2)
         raise TimeoutError(f"prompt {prompt_id} was not done after {timeout:.0f} s")
 
-    def follow(self, prompt_id: str, show: Callable[[dict], None], connected: Callable[[], None]) -> dict:
-        """Like ``wait``, showing the server's messages (``progress_state``, ``executing``, ...) as they come.
+    def follow(self, show: Callable[[dict], None], queue: Callable[[], str]) -> dict:
+        """Queues a prompt and returns its history entry, showing the server's messages as they come.
 
-        ``connected`` is called when messages are being listened to: queue the prompt there.
+        Args:
+            show: gets every message (``progress``, ``executing``, ...).
+            queue: called once messages are being listened to; returns the prompt's id.
         """
-        import asyncio
+        return self.wait(asyncio.run(self._listen(show, queue)))
 
-        asyncio.run(self._listen(show, connected, prompt_id))
-        return self.wait(prompt_id)
-
-    async def _listen(self, show, connected, prompt_id: str) -> None:
-        import aiohttp
-
+    async def _listen(self, show: Callable[[dict], None], queue: Callable[[], str]) -> str:
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.id}"
-        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
-            connected()
-            async for message in socket:
-                if message.type != aiohttp.WSMsgType.TEXT:
-                    continue  # a preview picture
-                said = json.loads(message.data)
-                show(said)
-                if said["type"] in ("execution_success", "execution_error", "execution_interrupted"):
-                    return
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as messages:
+            prompt_id = queue()
+            async for message in messages:
+                if message.type == aiohttp.WSMsgType.TEXT:  # the others are preview pictures
+                    said = json.loads(message.data)
+                    show(said)
+                    if said["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                        break
+            return prompt_id
 
 
 def _reason(entry: dict) -> str:
