@@ -3,13 +3,15 @@
     python tools/make_workflows.py SERVER_URL
 
 Node sockets and widgets come from a running server's ``/object_info``, so the files always fit the nodes.  Positions
-follow from the links; a person can still open, move and save them.
+follow from the links; a person can still open, move and save them.  The thumbnail beside each is a drawing of its graph.
 """
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from client import Client
+from PIL import Image, ImageDraw, ImageFont
 from workflow_api import inputs_of, is_widget
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
@@ -193,6 +195,33 @@ def custom_sampling(g: Graph) -> None:
            "both start.\n- **denoise** in the scheduler is the strength.")
 
 
+def thumbnail(document: dict, object_info: dict) -> Image.Image:
+    """The graph as a small drawing: boxes in the colours of ours and the host's nodes, links between them."""
+    nodes = {n["id"]: n for n in document["nodes"] if n["type"] != "MarkdownNote"}
+    right = max(n["pos"][0] + n["size"][0] for n in nodes.values())
+    bottom = max(n["pos"][1] + n["size"][1] for n in nodes.values())
+    scale = 1160 / right
+    image = Image.new("RGB", (1200, round(bottom * scale) + 40), "#202028")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return 20 + x * scale, 20 + y * scale
+
+    for _, source, out, target, into, _ in document["links"]:
+        a, b = nodes[source], nodes[target]
+        start = at(a["pos"][0] + a["size"][0], a["pos"][1] + 40 + 24 * out)
+        end = at(b["pos"][0], b["pos"][1] + 40 + 24 * into)
+        draw.line([start, end], fill="#8a8aa0", width=2)
+    for node in nodes.values():
+        corner = at(node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1])
+        ours = node["type"].startswith("InST_")
+        draw.rounded_rectangle([at(*node["pos"]), corner], 6, fill="#b4552d" if ours else "#3b4252")
+        left, top = at(*node["pos"])
+        words = textwrap.fill(node.get("title") or object_info[node["type"]]["display_name"], width=13)
+        draw.text((left + 6, top + 5), words, fill="white", font=font)
+    return image
+
+
 SHIPPED = {
     "1_apply_a_saved_style": apply_saved_style,
     "2_learn_a_style": learn_style,
@@ -207,7 +236,9 @@ def main() -> None:
     for name, build in SHIPPED.items():
         graph = Graph(info)
         build(graph)
-        (WORKFLOWS / f"{name}.json").write_text(json.dumps(graph.document(), indent=1) + "\n", encoding="utf-8")
+        document = graph.document()
+        (WORKFLOWS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        thumbnail(document, info).save(WORKFLOWS / f"{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":
