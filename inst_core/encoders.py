@@ -28,6 +28,9 @@ class PictureFeatures:
     image_embed: Tensor
     patches: Tensor
 
+    def clone(self) -> "PictureFeatures":
+        return PictureFeatures(self.image_embed.clone(), self.patches.clone())
+
 
 class Dropout(nn.Module):
     """Dropout that is active exactly when it is given a generator, so that the global one is never used."""

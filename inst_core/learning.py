@@ -67,6 +67,8 @@ def learn_style(session, encoder: StyleEncoder, features: PictureFeatures | None
     Raises:
         ValueError: the loss is not finite.
     """
+    # Tensors made in inference mode cannot be saved for backward; their clones can.
+    views, features = views.clone(), features and features.clone()
     generator = torch.Generator().manual_seed(settings.seed)
     timesteps = uniform_timesteps if encoder.faithful else stratified_timesteps
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate)

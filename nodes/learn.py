@@ -87,7 +87,7 @@ class InSTLearnStyle(io.ComfyNode):
             module = build_encoder(encoder, start, tokens, torch.Generator().manual_seed(seed))
             count = 1 if ENCODERS[encoder].faithful else tokens
             with host.training_session(model, clip, prompt, count) as session:
-                learned = learn_style(session, module, features, views.clone(), settings, report)
+                learned = learn_style(session, module, features, views, settings, report)
         style = Style(learned.vectors, encoder, host.family_of(model), module.state_dict(),
                       {} if features is None else {"image_embed": features.image_embed},
                       style_metadata(name, host.family_of(model), encoder, settings, learned, prompt, pictures))

@@ -217,7 +217,7 @@ def thumbnail(document: dict, object_info: dict) -> Image.Image:
         ours = node["type"].startswith("InST_")
         draw.rounded_rectangle([at(*node["pos"]), corner], 6, fill="#b4552d" if ours else "#3b4252")
         left, top = at(*node["pos"])
-        words = textwrap.fill(node.get("title") or object_info[node["type"]]["display_name"], width=13)
+        words = textwrap.fill(node.get("title") or object_info[node["type"]]["display_name"] or node["type"], width=13)
         draw.text((left + 6, top + 5), words, fill="white", font=font)
     return image
 

@@ -1,40 +1,11 @@
 """Official embeddings.pt files: read exactly, and never run."""
 import os
-import sys
-import types
 import zipfile
 
 import pytest
 import torch
 from inst_pack.inst_core.official import OfficialFileError, load_embeddings
 from torch import nn
-
-
-@pytest.fixture()
-def ldm(monkeypatch):
-    """Classes with the official names, as the training code pickles them."""
-
-    class CrossAttention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale, self.heads = 0.125, 8
-            self.to_q, self.to_k, self.to_v = (nn.Linear(768, 512, bias=False) for _ in range(3))
-            self.to_out = nn.Sequential(nn.Linear(512, 768), nn.Dropout(0.05))
-
-    class Attentions(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attn1, self.attn2 = CrossAttention(), CrossAttention()
-            self.net = nn.Sequential(nn.Dropout(0.05), nn.Linear(768, 768))
-
-    for name, cls in (("ldm.modules.attention", CrossAttention), ("ldm.modules.embedding_manager", Attentions)):
-        module = types.ModuleType(name)
-        setattr(module, cls.__name__, cls)
-        cls.__module__, cls.__qualname__ = name, cls.__name__
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in ("ldm", "ldm.modules"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    return Attentions
 
 
 def official_file(path, attention, **more):

@@ -1,0 +1,125 @@
+"""Nodes as users meet them: odd pictures, missing parts, failing disks."""
+import comfy.clip_vision
+import nodes as host_nodes
+import pytest
+import torch
+from inst_pack.inst_core import host
+from inst_pack.inst_core.encoders import Attentions
+from inst_pack.inst_core.style import load_style
+from inst_pack.nodes.learn import InSTLearnStyle
+from inst_pack.nodes.style import NO_EMBEDDINGS, InSTImportEmbeddings, InSTStyleConditioning
+
+VISION = dict(hidden_size=1024, intermediate_size=128, num_attention_heads=16, num_hidden_layers=2, image_size=224,
+              patch_size=14, projection_dim=768, num_channels=3, hidden_act="quick_gelu",
+              model_type="clip_vision_model")
+
+
+@pytest.fixture(scope="module")
+def clip_vision():
+    vision = comfy.clip_vision.ClipVisionModel(VISION)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in vision.model.named_parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.03 + (parameter.ndim == 1) * 0.9)
+    return vision
+
+
+def learn(small, image, encoder="direct", **more):
+    arguments = {"tokens": 2, "steps": 2, "learning_rate": 0.0, "batch_size": 1, "seed": 0, "resolution": 64, **more}
+    return InSTLearnStyle.execute(*small, image, encoder, **arguments)
+
+
+@pytest.mark.parametrize("encoder", ["direct", "attention", "paper"])
+def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision, encoder):
+    result = learn(small, pictures[:1], encoder, clip_vision=clip_vision, name="wave", prompt="a hill, *")
+    style, loss = result.result
+    path = host.style_folders()[0] / "wave_00001.safetensors"
+    saved = load_style(path)
+    assert torch.equal(saved.vectors["clip_l"], style.vectors["clip_l"])
+    assert style.tokens == (1 if encoder == "paper" else 2)
+    assert saved.metadata["inst.text"] == "a hill, *" and saved.metadata["inst.steps"] == "2"
+    assert saved.metadata["modelspec.thumbnail"].startswith("data:image/jpeg") and saved.family == "SD15"
+    assert len(loss["loss"]) >= 2 and str(path) in result.ui.as_dict()["text"][0]
+    clip = small[1]
+    stock = host_nodes.CLIPTextEncode().encode(clip, "a house, embedding:wave_00001")[0]
+    own = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
+    assert torch.equal(stock[0][0], own[0][0])
+
+
+def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
+    learn(small, pictures[:1], "paper", clip_vision=clip_vision)
+    saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
+    attention = Attentions()
+    attention.load_state_dict({k.removeprefix("attention."): v for k, v in saved.encoder_weights.items()})
+    again = attention(saved.extra["image_embed"].view(1, 1, -1))[0]
+    torch.testing.assert_close(again, saved.vectors["clip_l"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [
+    lambda p: p[:1, :, :, :1], lambda p: torch.cat([p[:1], torch.ones_like(p[:1, :, :, :1]) * 0.5], -1),
+    lambda p: p, lambda p: p[:1, :, :40], lambda p: p[:1, :9, :7]])
+def test_pictures_of_every_kind_can_be_learned(small, pictures, change):
+    assert learn(small, change(pictures)).result[0].tokens == 2
+
+
+def test_several_paintings_all_count(small, pictures):
+    both, one = learn(small, pictures, steps=6), learn(small, pictures[:1], steps=6)
+    assert not torch.equal(both.result[0].vectors["clip_l"], one.result[0].vectors["clip_l"])
+
+
+def test_a_read_only_models_folder_does_not_lose_the_style(small, pictures, folders):
+    (folders / "models").write_text("not a folder")
+    text = learn(small, pictures[:1]).ui.as_dict()["text"][0]
+    assert str(folders / "output" / "inst_styles" / "style_00001.safetensors") in text
+    assert "could not be saved in" in text
+
+
+def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip_vision):
+    model, clip, vae = small
+    cases = [
+        ({"encoder": "paper"}, "choose encoder 'direct'"),
+        ({"name": "../x"}, "plain file name"),
+        ({"name": "a b"}, "plain file name"),
+        ({"steps": 0}, "steps is 0"),
+        ({"image": pictures[0]}, "expected an IMAGE batch"),
+        ({"image": pictures[:1] * float("nan")}, "NaN"),
+    ]
+    for change, message in cases:
+        arguments = {"image": pictures[:1], "encoder": "direct", **change}
+        with pytest.raises(ValueError, match=message):
+            learn(small, arguments.pop("image"), arguments.pop("encoder"), **arguments)
+    assert not host.style_folders()[0].exists()
+
+
+def test_a_vae_of_another_model_is_refused(small, pictures):
+    class Flux:
+        def encode(self, pixels):
+            return torch.zeros(len(pixels), 16, 8, 8)
+
+    with pytest.raises(ValueError, match=r"VAE makes latents \(2, 16, 8, 8\); the model takes 4"):
+        learn((small[0], small[1], Flux()), pictures[:1])
+
+
+def test_import_of_an_official_file(small, pictures, clip_vision, golden, ldm):
+    """The pickled module's weights, applied to what the released code shows CLIP."""
+    weights = golden("inst_attentions").state_dict("embeddings.pt")
+    with torch.inference_mode(False):
+        official = ldm()
+        official.load_state_dict(weights)
+        target = host.style_folders()[0]
+        target.mkdir(parents=True)
+        torch.save({"string_to_token": {"*": torch.tensor(265)}, "attention": official}, target / "embeddings.pt")
+    assert InSTImportEmbeddings.define_schema().inputs[0].options == ["embeddings.pt"]
+    assert InSTImportEmbeddings.validate_inputs("embeddings.pt") is True
+
+    expected = Attentions()
+    expected.load_state_dict(weights)
+    for encoder in ("paper", "released"):
+        style = InSTImportEmbeddings.execute("embeddings.pt", clip_vision, pictures[:1], encoder, 3).result[0]
+        embed = host.picture_features(clip_vision, pictures[:1], encoder == "released").image_embed
+        generator = torch.Generator().manual_seed(3) if encoder == "released" else None
+        torch.testing.assert_close(style.vectors["clip_l"], expected(embed.view(1, 1, -1), generator)[0])
+
+
+def test_import_without_a_file_says_what_to_do():
+    assert InSTImportEmbeddings.define_schema().inputs[0].options == [NO_EMBEDDINGS]
+    assert "Copy one into models/embeddings" in InSTImportEmbeddings.validate_inputs(NO_EMBEDDINGS)
