@@ -4,13 +4,17 @@ Pictures are (B, 3, H, W) RGB in [0, 1], float32: all of these networks normalis
 do.  Results do not depend on ``Limits``, only memory does.
 """
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from . import vgg
 
 EPS = 1e-5
 Features = tuple[Tensor, ...]
@@ -87,11 +91,18 @@ class WithinMemory:
             self.limits = smaller  # outside the handler: the failed call's tensors are gone by now
 
 
-def in_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-    """A position-wise function of (B, positions, channels), applied to ``rows`` positions at a time."""
-    if x.shape[1] <= rows:
-        return function(x)
-    return torch.cat([function(part) for part in x.split(rows, dim=1)], dim=1)
+def in_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tensor:
+    """A position-wise function of (B, n, C) tensors, applied to ``rows`` positions at a time. (B, n, C_out)."""
+    batch, n = inputs[0].shape[:2]
+    if n <= rows:
+        return function(*inputs)
+    output = None
+    for start in range(0, n, rows):
+        part = function(*(x[:, start:start + rows] for x in inputs))
+        if output is None:
+            output = part.new_empty(batch, n, part.shape[2])
+        output[:, start:start + rows] = part
+    return output
 
 
 def tiled(function: Callable[[Tensor], Features], x: Tensor, scale: float, tile: int, halo: int) -> Features:
@@ -170,21 +181,25 @@ class Part:
         file: its official name.
         shapes: {key: shape} that make a file this part.
         load: state dict -> frozen float32 module.
-        hint: tells this part by file name from another with the same keys and shapes.
+        named: False for file names of another part with the same keys and shapes.
     """
 
     title: str
     file: str
     shapes: Callable[[], Mapping[str, tuple[int, ...]]]
     load: Callable[[Mapping[str, Tensor]], nn.Module]
-    hint: str = ""
+    named: Callable[[str], bool] = lambda name: True
+
+    def fits(self, name: str, state_dict: Mapping[str, Tensor]) -> bool:
+        return self.named(name) and not self.lacking(state_dict)
 
     def lacking(self, state_dict: Mapping[str, Tensor]) -> list[str]:
         """Keys that are missing or have another shape."""
         return [k for k, s in self.shapes().items() if k not in state_dict or tuple(state_dict[k].shape) != s]
 
 
-def module_part(title: str, file: str, build: Callable[[], nn.Module], hint: str = "") -> Part:
+def module_part(title: str, file: str, build: Callable[[], nn.Module],
+                named: Callable[[str], bool] = lambda name: True) -> Part:
     """A part whose module has the official keys."""
     def empty() -> nn.Module:
         with torch.device("meta"):
@@ -198,7 +213,10 @@ def module_part(title: str, file: str, build: Callable[[], nn.Module], hint: str
         module.load_state_dict({k: state_dict[k].float() for k in module.state_dict()}, assign=True)
         return module.eval().requires_grad_(False)
 
-    return Part(title, file, shapes, load, hint)
+    return Part(title, file, shapes, load, named)
+
+
+NORMALISED_VGG = Part("normalised VGG-19", "vgg_normalised.pth", vgg.NORMALISED.shapes, partial(vgg.VGG, vgg.NORMALISED))
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,7 @@ def padded(picture: Tensor, multiple: int) -> Tensor:
     return F.pad(picture, (0, -width % multiple, 0, -height % multiple), mode="reflect")
 
 
-class StyleTransferModel(nn.Module):
+class StyleTransferModel(nn.Module, ABC):
     """A feed-forward method: content and style features, their transformation, a decoder.
 
     Attributes:
@@ -252,19 +270,21 @@ class StyleTransferModel(nn.Module):
     minimum_style: int
     multiple: int = 1
 
+    @abstractmethod
     def encode_content(self, picture: Tensor, limits: Limits) -> Features:
-        raise NotImplementedError
+        """(1, 3, H, W) -> what ``transform`` takes as content."""
 
+    @abstractmethod
     def encode_style(self, picture: Tensor, limits: Limits) -> Features:
-        raise NotImplementedError
+        """(1, 3, h, w) -> what ``transform`` takes as style."""
 
+    @abstractmethod
     def transform(self, content: Features, style: Features, limits: Limits) -> Features:
         """The method's idea: content features in the style's manner."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, features: Features, limits: Limits) -> Tensor:
-        """Transformed features -> RGB, nominally in [0, 1], not clamped."""
-        raise NotImplementedError
+        """Transformed features -> (1, 3, H, W) RGB, nominally in [0, 1], not clamped."""
 
     def forward(self, content: Tensor, style: Tensor, alpha: float = 1.0, limits: Limits = Limits()) -> Tensor:
         """One pair, sizes as the network wants them: (1, 3, H, W) and (1, 3, h, w) -> (1, 3, H, W), not clamped."""
@@ -308,9 +328,9 @@ class StyleTransferModel(nn.Module):
         for i, picture in enumerate(content.split(1)):
             if i < style.shape[0]:
                 reference = style[i:i + 1].to(device, torch.float32)
-                features = within_memory(lambda allowed: self.encode_style(reference, allowed))
+                features = within_memory(partial(self.encode_style, reference))
             whole = padded(picture.to(device, torch.float32), self.multiple)
-            painted = within_memory(lambda allowed: self.paint(whole, features, alpha, allowed))
+            painted = within_memory(partial(self.paint, whole, features, alpha))
             results.append(painted[:, :, :height, :width].clamp(0, 1).to(content.device))
             progress(i + 1, results[-1])
         return torch.cat(results)

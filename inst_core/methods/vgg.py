@@ -33,7 +33,6 @@ class Family:
         bgr: channel order.
         reflect: reflection instead of zero padding.
         ceil_mode: pooling keeps the odd last row and column.
-        rescaled: filters are scaled to a mean activation of one (Gatys et al. 2016, section 2).
     """
 
     name: str
@@ -43,7 +42,6 @@ class Family:
     bgr: bool = False
     reflect: bool = False
     ceil_mode: bool = False
-    rescaled: bool = True
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{key: shape} that a file must have to be of this family."""
@@ -82,9 +80,9 @@ NORMALISED = Family("normalised VGG-19 (vgg_normalised.pth)", {INPUT: "0"} | _nu
 GATYS = Family("Gatys VGG-19 (vgg_conv.pth)", {name: name for name in convolution_names(19)},
                mean=(0.40760392, 0.45795686, 0.48501961), scale=(255.0, 255.0, 255.0), bgr=True)
 TORCHVISION_19 = Family("torchvision VGG-19", _numbered(19, "features.{}", _PLAIN_19),
-                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE, rescaled=False)
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE)
 TORCHVISION_16 = Family("torchvision VGG-16", _numbered(16, "features.{}", _PLAIN_16),
-                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE, rescaled=False)
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE)
 FAMILIES = (NORMALISED, GATYS, TORCHVISION_19, TORCHVISION_16)
 
 
