@@ -216,3 +216,24 @@ def build_encoder(name: str, start: Mapping[str, Tensor], tokens: int, generator
                 f"encoder is {name!r}, which makes one vector of width {PAPER_WIDTH} for SD1.x; this CLIP takes "
                 f"{widths}. Use encoder 'direct' or 'attention' with this model.")
         return ENCODERS[name](next(iter(start)))
+
+
+def resume(encoder: StyleEncoder, style) -> None:
+    """Puts a saved style's weights into a fresh encoder of the same kind, to go on learning.
+
+    Args:
+        style: with ``encoder``, ``vectors`` and ``encoder_weights`` (see ``style.Style``). A plain embedding without
+            encoder weights can be continued by ``direct``.
+
+    Raises:
+        ValueError: the style was made by another encoder, or with another number of tokens.
+    """
+    weights = dict(style.encoder_weights)
+    if not weights and isinstance(encoder, DirectEncoder):
+        weights = {f"vectors.{k}": v for k, v in style.vectors.items()}
+    expected = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in weights.items()}
+    if found != expected:
+        raise ValueError(f"continue_from is a style of {style.describe()}; it cannot be continued by "
+                         f"{type(encoder).__name__} with these tokens. Choose the same encoder and number of tokens.")
+    encoder.load_state_dict({k: v.clone() for k, v in weights.items()})

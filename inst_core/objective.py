@@ -3,7 +3,7 @@
 The loss is the eps-prediction error of latent diffusion (Rombach et al. 2022, eq. 2; InST eq. 4), mean over all
 elements, on the painting itself.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,16 @@ def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """(count,) times in [0, 1], one from each of ``count`` equal strata (Kingma et al. 2021, appendix I.1)."""
     offset = torch.rand((), generator=generator)
     return (torch.arange(count) + offset) / count
+
+
+def converged(held_out: Sequence[float], patience: int = 3, tolerance: float = 2e-3) -> bool:
+    """Whether the last ``patience`` held-out losses brought less than ``tolerance`` of the first one.
+
+    The stop rule of Voronov et al. 2023 (DVAR) in its simplest form: on a fixed bank a flat curve means convergence.
+    """
+    if len(held_out) <= patience:
+        return False
+    return min(held_out[:-patience]) - min(held_out[-patience:]) < tolerance * held_out[0]
 
 
 @dataclass(frozen=True)

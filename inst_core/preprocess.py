@@ -53,6 +53,28 @@ def fit_area(image: Tensor, resolution: int, multiple: int = MULTIPLE) -> Tensor
     return image[:, top:top + target_h, left:left + target_w]
 
 
+def random_crops(image: Tensor, resolution: int, count: int, generator: torch.Generator) -> Tensor:
+    """Square crops of the pictures at random places, scales and reflections: what they share is texture, not layout.
+
+    The side of a crop is drawn between half and the whole of the picture's short side.
+
+    Args:
+        image: (P, H, W, 3); the crops go round the pictures in turn.
+
+    Returns:
+        (count, resolution, resolution, 3) in [0, 1].
+    """
+    height, width = image.shape[1:3]
+    crops = []
+    for i in range(count):
+        u, v, w, flip = torch.rand(4, generator=generator).tolist()
+        side = max(1, round(min(height, width) * (0.5 + 0.5 * u)))
+        top, left = round(v * (height - side)), round(w * (width - side))
+        crop = image[i % len(image)][None, top:top + side, left:left + side]
+        crops.append(resize(crop.flip(2) if flip < 0.5 else crop, resolution, resolution))
+    return torch.cat(crops)
+
+
 def released_square(image: Tensor) -> Tensor:
     """512 x 512 whatever the aspect, as the released data loader squashes pictures."""
     return resize(image, RELEASED_SIZE, RELEASED_SIZE)

@@ -1,14 +1,17 @@
 """Learn InST Style."""
+import time
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..inst_core import host, preprocess, saving
-from ..inst_core.encoders import ENCODERS, build_encoder
-from ..inst_core.learning import Settings, learn_style
+from ..inst_core.encoders import ENCODERS, build_encoder, resume
+from ..inst_core.learning import Painting, Report, Settings, learn_style
 from ..inst_core.style import Style, style_metadata
 from .sockets import CATEGORY, InstStyle, LossMap, seed_input
 
-START_WORD = "painting"
+START_WORDS = "painting"
+CROPS = 16
 PREVIEWS = 20  # pictures shown during a run
 
 
@@ -37,7 +40,8 @@ class InSTLearnStyle(io.ComfyNode):
                              tooltip="How many pseudo-words the style gets. More hold more detail; paper and released "
                                      "always have one."),
                 io.Int.Input("steps", default=400, min=1, max=100000,
-                             tooltip="Optimiser steps. The released code runs 6100."),
+                             tooltip="Optimiser steps at the most; direct and attention stop earlier when nothing more "
+                                     "is gained. The released code runs 6100."),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
                                tooltip="0 = what suits the encoder (direct 0.005, attention 0.001, paper and released "
                                        "0.0001)."),
@@ -53,6 +57,12 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=64, max=2048, step=64, optional=True, advanced=True,
                              tooltip="The painting is learned at about this many pixels squared: 512 for SD 1.x, 1024 "
                                      "for SDXL."),
+                io.String.Input("start", default=START_WORDS, optional=True, advanced=True,
+                                tooltip="Words that direct and attention start from, such as 'oil painting, impasto'."),
+                io.Float.Input("max_seconds", default=0.0, min=0.0, max=86400.0, step=1.0, optional=True, advanced=True,
+                               tooltip="Time limit for learning; what was learned by then is kept. 0 = none."),
+                InstStyle.Input("continue_from", optional=True,
+                                tooltip="A style to go on learning, made with the same encoder and tokens."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -64,33 +74,51 @@ class InSTLearnStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
-                clip_vision=None, prompt="*", name="style", resolution=512) -> io.NodeOutput:
+                clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
+                continue_from=None) -> io.NodeOutput:
         host.check_learnable(model)
         saving.check_name(name)
-        settings = Settings(steps, learning_rate or ENCODERS[encoder].learning_rate, batch_size, seed)
+        kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
+        settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds)
         pictures = preprocess.as_rgb(image)
+        painting = cls.look_at(pictures, encoder, clip_vision, vae, model, resolution, seed)
+        with host.training_mode():
+            words = host.word_vectors(clip, start)
+            module = build_encoder(encoder, words, tokens, torch.Generator().manual_seed(seed))
+            if continue_from is not None:
+                resume(module, continue_from)
+            with host.training_session(model, clip, prompt, 1 if kind.faithful else tokens) as session:
+                learned = learn_style(session, module, painting, settings, cls.reporter(model, steps))
+        extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
+        metadata = style_metadata(name, family, encoder, settings, learned, prompt, pictures)
+        style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata)
+        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
+        return io.NodeOutput(style, {"loss": learned.held_out}, ui=ui.PreviewText(f"{learned.verdict}\n{saved}"))
+
+    @classmethod
+    def look_at(cls, pictures, encoder, clip_vision, vae, model, resolution, seed) -> Painting:
+        """The painting as latents and CLIP features, each encoded once."""
         released = encoder == "released"
         features = host.picture_features(clip_vision, pictures, released) if ENCODERS[encoder].needs_picture else None
-        fitted = preprocess.released_square(pictures) if released else preprocess.fit_area(pictures, resolution)
-        views = host.encode_latent(vae, model, torch.cat([fitted, fitted.flip(2)])).cpu()
-        prompt, shown = host.with_placeholder(prompt), host.LatentPreview(model)
-        progress = host.Progress(steps)
+        whole = preprocess.released_square(pictures) if released else preprocess.fit_area(pictures, resolution)
+        if ENCODERS[encoder].faithful:
+            views = torch.cat([whole, whole.flip(2)])
+        else:
+            views = preprocess.random_crops(pictures, resolution, CROPS, torch.Generator().manual_seed(seed))
+        return Painting(host.encode_latent(vae, model, views).cpu(), host.encode_latent(vae, model, whole).cpu(),
+                        features)
+
+    @classmethod
+    def reporter(cls, model, steps: int) -> Report:
+        """Shows every step in the progress bar, and now and then a picture and a line with the loss."""
+        progress, shown, began = host.Progress(steps), host.LatentPreview(model), time.monotonic()
 
         def report(step: int, loss: float, denoised: torch.Tensor) -> None:
             due = step == steps or step % max(1, steps // PREVIEWS) == 0
             progress.update(step, shown(denoised) if due else None)
             if due:
-                host.show_text(f"step {step} of {steps}, loss {loss:.4f}", getattr(cls.hidden, "unique_id", None))
+                left = (time.monotonic() - began) / step * (steps - step)
+                host.show_text(f"step {step} of {steps}, loss {loss:.4f}, at most {left:.0f} s left",
+                               getattr(cls.hidden, "unique_id", None))
 
-        with host.training_mode():
-            start = host.word_vectors(clip, START_WORD)
-            module = build_encoder(encoder, start, tokens, torch.Generator().manual_seed(seed))
-            count = 1 if ENCODERS[encoder].faithful else tokens
-            with host.training_session(model, clip, prompt, count) as session:
-                learned = learn_style(session, module, features, views, settings, report)
-        style = Style(learned.vectors, encoder, host.family_of(model), module.state_dict(),
-                      {} if features is None else {"image_embed": features.image_embed},
-                      style_metadata(name, host.family_of(model), encoder, settings, learned, prompt, pictures))
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
-        text = f"{learned.verdict()}\n{saved}"
-        return io.NodeOutput(style, {"loss": learned.held_out}, ui=ui.PreviewText(text))
+        return report

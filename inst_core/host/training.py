@@ -162,7 +162,8 @@ def training_session(model, clip, prompt: str, tokens: int) -> Iterator[Training
         before = comfy.model_management.in_training
         try:
             comfy.model_management.in_training = True
-            comfy.model_management.load_models_gpu([denoiser, text.patcher], force_full_load=True)
+            # Like the host's trainer: everything else leaves the device, activations need the room.
+            comfy.model_management.load_models_gpu([denoiser, text.patcher], memory_required=1e20, force_full_load=True)
             denoiser.pre_run()
             yield TrainingSession(Denoiser(denoiser), TextEncoder(text, prompt, prompts.text_widths(clip), tokens),
                                   denoiser.load_device)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
-from inst_pack.inst_core.learning import Settings, backward, held_out_loss, learn_style
+from inst_pack.inst_core.learning import Painting, Settings, backward, held_out_loss, learn_style
 from inst_pack.inst_core.objective import Batch, noise_error
 
 STEPS = 16
@@ -13,6 +13,10 @@ STEPS = 16
 
 def views() -> torch.Tensor:
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def painting(seen=None) -> Painting:
+    return Painting(views(), views()[:1], seen)
 
 
 def features() -> PictureFeatures:
@@ -25,6 +29,18 @@ def encoder_for(clip, name: str, tokens: int = 2):
     return build_encoder(name, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
 
 
+def test_learning_stops_when_the_held_out_loss_is_flat_or_time_is_up(small):
+    model, clip, _ = small
+
+    def verdict(name: str, settings: Settings) -> str:
+        with host.training_mode(), host.training_session(model, clip, "*", 1) as session:
+            return learn_style(session, encoder_for(clip, name, 1), painting(features()), settings, nothing).verdict
+
+    assert verdict("direct", Settings(16, 1e-9)).startswith("converged after 6 of 16 steps")
+    assert verdict("paper", Settings(8, 1e-9)).startswith("finished after 8 of 8 steps")
+    assert verdict("direct", Settings(9, 1e-3, seconds=1e-6)).startswith("stopped by the time limit after 1 of 9 steps")
+
+
 def nothing(step, loss, denoised):
     pass
 
@@ -33,12 +49,12 @@ def nothing(step, loss, denoised):
 def test_learning_lowers_a_held_out_loss(small, name):
     model, clip, _ = small
     with host.training_mode():
-        encoder, pixels, seen = encoder_for(clip, name), views(), features()
+        encoder, seen = encoder_for(clip, name), painting(features())
         settings = Settings(STEPS, 1e-2 if name == "direct" else 2e-3)
         tokens = 1 if ENCODERS[name].faithful else 2
         with host.training_session(model, clip, "*", tokens) as session:
-            learned = learn_style(session, encoder, seen, pixels, settings, nothing)
-            again = held_out_loss(session, encoder, seen, pixels, settings)
+            learned = learn_style(session, encoder, seen, settings, nothing)
+            again = held_out_loss(session, encoder, seen, 1)
     assert learned.kept < learned.held_out[0] * 0.995
     assert again == pytest.approx(learned.kept, rel=1e-5)
     assert len(learned.losses) == STEPS and not learned.vectors["clip_l"].is_inference()
@@ -74,8 +90,8 @@ def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
         with host.training_mode():
             encoder = encoder_for(clip, "paper", 1)
             with host.training_session(model, clip, "*", 1) as session:
-                return learn_style(session, encoder, features(), views(), Settings(3, 1e-3, 2, seed),
-                                   nothing).vectors["clip_l"]
+                return learn_style(session, encoder, painting(features()),
+                                   Settings(3, 1e-3, 2, seed), nothing).vectors["clip_l"]
 
     before = torch.random.get_rng_state()
     first = learn(5)
@@ -90,8 +106,20 @@ def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
         encoder = encoder_for(clip, "direct")
         for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
             with host.training_session(model, clip, prompt, 2) as session:
-                learned = learn_style(session, encoder, None, views(), Settings(2, 1e-2), nothing)
+                learned = learn_style(session, encoder, painting(), Settings(2, 1e-2), nothing)
             assert learned.losses[0] > 0
+
+
+def test_a_lora_is_seen_while_learning(small):
+    import nodes as host_nodes
+
+    model, clip, _ = small
+    patched = host_nodes.LoraLoader().load_lora(model, clip, "inst-small-lora.safetensors", 1.0, 1.0)
+    losses = []
+    for model_, clip_ in ((model, clip), patched, (patched[0], clip), (model, patched[1])):
+        with host.training_mode(), host.training_session(model_, clip_, "*", 2) as session:
+            losses.append(held_out_loss(session, encoder_for(clip, "direct"), painting(), 1))
+    assert len(set(losses)) == 4
 
 
 def picture_of(model, clip, vae) -> torch.Tensor:
@@ -124,7 +152,7 @@ def test_nothing_leaks_into_the_users_models(small, accident):
         with host.training_mode():
             encoder = encoder_for(clip, "direct")
             with host.training_session(model, clip, "*", 2) as session:
-                learn_style(session, encoder, None, views(), Settings(3, 1e-2), report)
+                learn_style(session, encoder, painting(), Settings(3, 1e-2), report)
     except (ValueError, Stop):
         assert accident
     assert not comfy.model_management.in_training
@@ -145,7 +173,7 @@ def test_memory_is_flat_over_repeated_runs(small):
     for _ in range(4):
         with host.training_mode():
             with host.training_session(model, clip, "*", 2) as session:
-                learn_style(session, encoder_for(clip, "direct"), None, views(), Settings(1, 1e-2), nothing)
+                learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2), nothing)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
     assert counts[1] == counts[2] == counts[3]
 

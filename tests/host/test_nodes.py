@@ -61,6 +61,21 @@ def test_pictures_of_every_kind_can_be_learned(small, pictures, change):
     assert learn(small, change(pictures)).result[0].tokens == 2
 
 
+def test_learning_can_be_continued_from_a_saved_style(small, pictures):
+    first = learn(small, pictures[:1])
+    saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
+    second = learn(small, pictures[:1], continue_from=saved)
+    losses = [r.result[1]["loss"] for r in (first, second)]
+    assert losses[1][0] == pytest.approx(min(losses[0]), rel=1e-5)
+    with pytest.raises(ValueError, match="2 tokens for clip_l .* cannot be continued by DirectEncoder"):
+        learn(small, pictures[:1], continue_from=saved, tokens=3)
+
+
+def test_start_words_are_where_learning_starts(small, pictures):
+    first = [learn(small, pictures[:1], start=s).result[1]["loss"][0] for s in ("painting", "watercolor sketch")]
+    assert first[0] != first[1]
+
+
 def test_several_paintings_all_count(small, pictures):
     both, one = learn(small, pictures, steps=6), learn(small, pictures[:1], steps=6)
     assert not torch.equal(both.result[0].vectors["clip_l"], one.result[0].vectors["clip_l"])
@@ -95,7 +110,7 @@ def test_a_vae_of_another_model_is_refused(small, pictures):
         def encode(self, pixels):
             return torch.zeros(len(pixels), 16, 8, 8)
 
-    with pytest.raises(ValueError, match=r"VAE makes latents \(2, 16, 8, 8\); the model takes 4"):
+    with pytest.raises(ValueError, match=r"VAE makes latents \(16, 16, 8, 8\); the model takes 4"):
         learn((small[0], small[1], Flux()), pictures[:1])
 
 

@@ -1,8 +1,5 @@
 """Inversion and synthesis on the host's samplers: all routes give one picture, and everything composes."""
-import comfy.controlnet
 import comfy.samplers
-import comfy.sd
-import comfy.utils
 import nodes as host_nodes
 import pytest
 import torch
@@ -124,12 +121,9 @@ def test_a_mask_keeps_the_outside_bit_equal(small, prompts):
     assert (out[..., :3] - latent["samples"][..., :3]).abs().max() > 1e-2
 
 
-def test_a_lora_acts_on_inversion_and_sampling(small, prompts, folders):
-    import folder_paths
-
+def test_a_lora_acts_on_inversion_and_sampling(small, prompts):
     model, clip, _ = small
-    lora = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", "inst-small-lora.safetensors"))
-    with_lora, _ = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+    with_lora, _ = host_nodes.LoraLoader().load_lora(model, clip, "inst-small-lora.safetensors", 1.0, 1.0)
     plain_noise, lora_noise = invert(model, prompts)[0].noise, invert(with_lora, prompts)[0].noise
     assert (plain_noise - lora_noise).abs().max() > 1e-3
     only_sampling = sample(with_lora, prompts, noise=invert(model, prompts)[0])
@@ -138,10 +132,8 @@ def test_a_lora_acts_on_inversion_and_sampling(small, prompts, folders):
 
 
 def test_a_controlnet_acts_on_inversion_and_sampling(small, prompts, pictures):
-    import folder_paths
-
     model = small[0]
-    net = comfy.controlnet.load_controlnet(folder_paths.get_full_path("controlnet", "inst-small-controlnet.safetensors"))
+    net = host_nodes.ControlNetLoader().load_controlnet("inst-small-controlnet.safetensors")[0]
 
     def controlled(strength=1.0, end=1.0):
         return host_nodes.ControlNetApplyAdvanced().apply_controlnet(*prompts, net, pictures[:1], strength, 0.0, end)

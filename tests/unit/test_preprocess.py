@@ -1,7 +1,7 @@
 """Pictures of every kind on their way in."""
 import pytest
 import torch
-from inst_pack.inst_core.preprocess import as_rgb, clip_square, fit_area, released_square
+from inst_pack.inst_core.preprocess import as_rgb, clip_square, fit_area, random_crops, released_square
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (100, 300), (2000, 700), (64, 1000), (7, 9)])
@@ -44,3 +44,16 @@ def test_nan_pixels_are_named():
     image[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         as_rgb(image)
+
+
+def test_crops_show_parts_of_every_picture_at_several_scales():
+    ramp = torch.linspace(0, 1, 200).view(1, 1, 200, 1).expand(1, 100, 200, 3)
+    pictures = torch.cat([ramp, ramp * 0 + 0.5])
+    crops = random_crops(pictures, 64, 40, torch.Generator().manual_seed(0))
+    assert crops.shape == (40, 64, 64, 3)
+    assert torch.allclose(crops[1::2], torch.tensor(0.5), atol=1e-3)
+    spans = [(c.max() - c.min()).item() for c in crops[::2]]
+    assert 0.2 < min(spans) < max(spans) - 0.05 < 0.5
+    slopes = {bool(c[0, -1, 0] > c[0, 0, 0]) for c in crops[::2]}
+    assert slopes == {True, False}
+    assert torch.equal(crops, random_crops(pictures, 64, 40, torch.Generator().manual_seed(0)))

@@ -1,0 +1,194 @@
+"""Comparison methods as users meet them: released files in models/style_transfer, IMAGE batches in and out."""
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import comfy.model_management
+import pytest
+import torch
+from inst_pack.inst_core.methods import common, gatys, vgg
+from inst_pack.nodes import transfer
+from inst_pack.nodes.transfer import (
+    InSTGatysStyleTransfer,
+    InSTLoadStyleTransferModel,
+    InSTTransferStyle,
+)
+from safetensors.torch import load_file, save_file
+
+ATOL = 1e-4  # IMAGE is float, nothing is rounded on the way
+REAL_VGG = Path(os.environ.get("INST_MODELS", ""), "style_transfer", "vgg16.safetensors")
+
+STYTR2 = ["embedding_iter_160000.pth", "transformer_iter_160000.pth", "decoder_iter_160000.pth"]
+ADAATTN = ["vgg_normalised.pth", "latest_net_transformer.pth", "latest_net_decoder.pth", "latest_net_adaattn_3.pth"]
+VIDEO = ["vgg_normalised.pth", "attn_adain_video/latest_net_transformer.pth", "attn_adain_video/latest_net_decoder.pth"]
+CAST = ["latest_net_AE.pth", "latest_net_Dec_A.pth", "latest_net_Dec_B.pth"]
+
+
+@pytest.fixture()
+def write(folders, golden):
+    """Puts released files into models/style_transfer and returns their names as the combos list them."""
+    def write(kind: str, roles: list[str], safetensors: bool = False) -> list[str]:
+        data, names = golden(kind), []
+        for role in roles:
+            path = folders / "models" / "style_transfer" / role
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if safetensors:
+                path = path.with_suffix(".safetensors")
+                save_file(data.state_dict(role), path)
+            else:
+                torch.save(OrderedDict(data.state_dict(role)), path)
+            names.append(str(path.relative_to(folders / "models" / "style_transfer")))
+        assert set(names) <= set(transfer._files())
+        return names
+    return write
+
+
+@pytest.fixture()
+def load(write):
+    def load(kind: str, roles: list[str], **options):
+        names = write(kind, roles, **options)
+        assert InSTLoadStyleTransferModel.validate_inputs(*names) is True
+        return InSTLoadStyleTransferModel.execute(*names).result[0]
+    return load
+
+
+def images(data, case):
+    return [data.tensor(f"{case}/{role}_u8")[None] / 255 for role in ("content", "style")]
+
+
+@pytest.mark.parametrize("kind, roles, case, expected, safetensors", [
+    ("stytr2", STYTR2, "ext_rect", "ext_rect/output", False),
+    ("adaattn", ADAATTN[::-1], "sample", "sample/output", False),
+    ("adaattn", VIDEO, "rect", "video_rect/output", True),
+    ("cast", CAST, "rect", "rect/fake_B", True),
+])
+def test_official_output_through_files_and_nodes(load, golden, kind, roles, case, expected, safetensors):
+    data = golden(kind)
+    model = load(kind, roles, safetensors=safetensors)
+    result = InSTTransferStyle.execute(model, *images(data, case), 1.0, "none").result[0]
+    picture = data.tensor(expected)
+    picture = (picture + 1) / 2 if kind == "cast" else picture
+    torch.testing.assert_close(result, picture.clamp(0, 1).permute(0, 2, 3, 1), atol=ATOL, rtol=0)
+
+
+def test_odd_images_and_batches(load, golden):
+    model = load("cast", CAST)
+    generator = torch.Generator().manual_seed(0)
+    frames, style = torch.rand(3, 30, 41, 4, generator=generator), torch.rand(1, 20, 33, 1, generator=generator)
+    result = InSTTransferStyle.execute(model, frames, style, 0.5, "none").result[0]
+    assert result.shape == (3, 30, 41, 3) and 0 <= result.min() and result.max() <= 1
+    opaque = frames[..., :3] * frames[..., 3:] + 1 - frames[..., 3:]
+    one = InSTTransferStyle.execute(model, opaque[1:2], style.expand(-1, -1, -1, 3), 0.5, "none").result[0]
+    torch.testing.assert_close(result[1:2], one, atol=ATOL, rtol=0)
+
+
+def test_luminance_keeps_the_contents_chroma(load):
+    model = load("cast", CAST)
+    generator = torch.Generator().manual_seed(0)
+    content, style = (torch.rand(1, 32, 32, 3, generator=generator) for _ in range(2))
+    plain, kept = (InSTTransferStyle.execute(model, content, style, 1.0, color).result[0].movedim(-1, 1)
+                   for color in ("none", "luminance"))
+    inside = ((kept > 0) & (kept < 1)).all(1, keepdim=True)
+    difference = kept - common.luminance(plain) - (content.movedim(-1, 1) - common.luminance(content.movedim(-1, 1)))
+    assert inside.any() and difference[inside.expand_as(difference)].abs().max() < 1e-5
+
+
+def test_cancel_stops_between_pictures_and_the_model_is_usable(load):
+    model = load("cast", CAST)
+    content = torch.rand(2, 32, 32, 3)
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        InSTTransferStyle.execute(model, content, content[:1], 1.0, "none")
+    assert InSTTransferStyle.execute(model, content, content[:1], 1.0, "none").result[0].shape == content.shape
+
+
+@pytest.mark.parametrize("content, style, message", [
+    (torch.rand(1, 1, 1, 3), torch.rand(1, 32, 32, 3), "content is 1 x 1 px; CAST needs at least 9 px"),
+    (torch.rand(1, 32, 32, 3), torch.rand(1, 8, 32, 3), "style is 32 x 8 px"),
+    (torch.rand(3, 32, 32, 3), torch.rand(2, 32, 32, 3), "style has 2 pictures, content has 3"),
+    (torch.full((1, 32, 32, 3), torch.nan), torch.rand(1, 32, 32, 3), "content contains NaN"),
+    (torch.rand(1, 32, 32, 2), torch.rand(1, 32, 32, 3), "content has shape"),
+])
+def test_bad_images_are_refused(load, content, style, message):
+    with pytest.raises(ValueError, match=message):
+        InSTTransferStyle.execute(load("cast", CAST), content, style, 1.0, "none")
+
+
+def test_incomplete_models_are_refused_by_name(write):
+    names = write("cast", CAST[:2])
+    with pytest.raises(ValueError, match=r"missing: latest_net_Dec_B\.pth"):
+        InSTLoadStyleTransferModel.execute(*names)
+
+
+def test_unreadable_files_are_refused(folders):
+    path = folders / "models" / "style_transfer" / "broken.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"not a weight file")
+    with pytest.raises(ValueError, match=r"broken\.pth cannot be read"):
+        InSTLoadStyleTransferModel.execute("broken.pth")
+
+
+def test_an_empty_folder_says_what_to_do():
+    assert transfer._files() == [transfer.NO_FILES]
+    for node in (InSTLoadStyleTransferModel, InSTGatysStyleTransfer):
+        assert "models/style_transfer" in node.validate_inputs(transfer.NO_FILES)
+    assert "gone.pth" in InSTLoadStyleTransferModel.validate_inputs("gone.pth")
+
+
+def paint(name, content, style, **options):
+    arguments = {"steps": 4, "style_weight": 1.0, "size": 32, "preserve_color": "none", "seed": 0, **options}
+    return InSTGatysStyleTransfer.execute(name, content, style, **arguments)
+
+
+def test_gatys_paints_inside_inference_mode(write):
+    name, = write("gatys", ["vgg_conv.pth"])
+    assert InSTGatysStyleTransfer.validate_inputs(name) is True
+    assert torch.is_inference_mode_enabled()
+    content, style = torch.rand(2, 48, 32, 3), torch.rand(1, 40, 40, 3)
+    image, report = paint(name, content, style, high_resolution=48, start="noise", pooling="avg",
+                          style_layers="relu1_1, relu3_1").result
+    assert image.shape == (2, 72, 48, 3) and image.is_contiguous()
+    lines = report.splitlines()
+    assert lines[0] == "Gatys VGG-19 (vgg_conv.pth), 48 x 72 px" and lines[2].startswith("picture 2: 6 steps, loss ")
+
+
+def test_gatys_can_be_cancelled(write):
+    name, = write("gatys", ["vgg_conv.pth"])
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        paint(name, torch.rand(1, 32, 32, 3), torch.rand(1, 32, 32, 3))
+
+
+def test_gatys_refuses_what_is_no_vgg(write):
+    names = write("cast", CAST[:1])
+    with pytest.raises(ValueError, match="not a VGG network"):
+        paint(names[0], torch.rand(1, 32, 32, 3), torch.rand(1, 32, 32, 3))
+
+
+@pytest.mark.skipif(not REAL_VGG.is_file(), reason="needs vgg16.safetensors, see tools/packaged_weights.py")
+def test_gatys_with_real_weights_takes_on_the_style(folders):
+    """Gram matrices come at least ten times closer than the content picture's."""
+    path = folders / "models" / "style_transfer" / REAL_VGG.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(REAL_VGG)
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
+    content = torch.stack([y, x, (y - 0.5) ** 2 + (x - 0.5) ** 2], -1)[None].clamp(0, 1)
+    style = (torch.stack([40 * x + 9 * y, 25 * y, 30 * x * y], -1)[None].sin() > 0).float() * 0.8 + 0.1
+    image = paint(path.name, content, style, steps=60, size=64).result[0]
+    net = vgg.load(load_file(REAL_VGG))
+    layers = list(gatys.STYLE_LAYERS)
+    grams = [[gatys.gram(f) for f in net(net.normalise(p.movedim(-1, 1)), layers).values()] for p in
+             (content, image, style)]
+    before, after = (sum(float((g - s).square().sum() / s.square().sum()) for g, s in zip(found, grams[2], strict=True))
+                     for found in grams[:2])
+    assert after < before / 10
+
+
+@pytest.mark.parametrize("node", [InSTLoadStyleTransferModel, InSTTransferStyle, InSTGatysStyleTransfer])
+def test_every_socket_is_explained(node):
+    schema = node.define_schema()
+    assert schema.category == "InST/compare" and schema.description and "style transfer" in schema.search_aliases
+    assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
+    page = Path(transfer.__file__).parents[1] / "web" / "docs" / f"{schema.node_id}.md"
+    text = page.read_text(encoding="utf-8")
+    assert all(socket.id.split("_")[0] in text for socket in schema.inputs)
