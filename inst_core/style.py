@@ -162,7 +162,7 @@ def load_style(path: Path) -> Style:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no dictionary)
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise StyleError(f"{path.name} is damaged: {error}. Copy it again or learn the style again.") from error
     version = metadata.get("inst.version", FORMAT_VERSION)
@@ -189,11 +189,12 @@ def load_style(path: Path) -> Style:
     )
 
 
-def style_metadata(title: str, family: str, encoder: str, settings, learned, prompt: str,
+def style_metadata(title: str, family: str, source: str, settings, learned, prompt: str,
                    pictures: Tensor) -> dict[str, str]:
     """Header of a learned style: ModelSpec keys for other tools, ``inst.*`` for ours.
 
     Args:
+        source: file name of the checkpoint it was learned on.
         settings, learned: of the run (see ``learning``).
         pictures: (P, H, W, 3) style pictures in [0, 1].
     """
@@ -205,7 +206,7 @@ def style_metadata(title: str, family: str, encoder: str, settings, learned, pro
         "modelspec.title": title,
         "modelspec.usage_hint": "Apply InST Style, or embedding:<file name> in any prompt",
         "modelspec.thumbnail": thumbnail(pictures[0]),
-        "inst.base_model": family,
+        "inst.base_model": source,
         "inst.steps": str(settings.steps),
         "inst.loss": f"{learned.kept:.6f}",
         "inst.seed": str(settings.seed),

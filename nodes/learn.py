@@ -31,7 +31,7 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="One painting, any size. A batch is several paintings of one style."),
                 io.ClipVision.Input("clip_vision", optional=True,
-                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision. Every encoder but 'direct' needs it."),
+                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision; every encoder but 'direct' needs it."),
                 io.Combo.Input("encoder", options=list(ENCODERS), default="direct",
                                tooltip="direct: free vectors, works on every model. attention: learned queries over "
                                        "CLIP's view of the painting. paper: the published module. released: the "
@@ -90,7 +90,7 @@ class InSTLearnStyle(io.ComfyNode):
             with host.training_session(model, clip, prompt, 1 if kind.faithful else tokens) as session:
                 learned = learn_style(session, module, painting, settings, cls.reporter(model, steps))
         extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-        metadata = style_metadata(name, family, encoder, settings, learned, prompt, pictures)
+        metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
         style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata)
         saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
         return io.NodeOutput(style, {"loss": learned.held_out}, ui=ui.PreviewText(f"{learned.verdict}\n{saved}"))

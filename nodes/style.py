@@ -1,5 +1,4 @@
 """Styles as files and as conditioning."""
-import torch
 from comfy_api.latest import io, ui
 
 from ..inst_core import host, official, preprocess, saving

@@ -3,7 +3,7 @@
     python tools/make_workflows.py SERVER_URL
 
 Node sockets and widgets come from a running server's ``/object_info``, so the files always fit the nodes.  Positions
-follow from the links; a person can still open, move and save them.  The thumbnail beside each is a drawing of its graph.
+follow from the links; a person can still open, move and save them.  Each thumbnail is a drawing of its graph.
 """
 import json
 import sys

@@ -1,13 +1,14 @@
 """The one place that touches ComfyUI.
 
-``files`` folders and reading, ``progress`` bars, previews, cancel, ``families`` which model can do what, ``text`` prompts
-with spliced vectors, ``vision`` CLIP vision and VAE, ``sampling`` noise levels and sampling, ``training`` models that
+``files`` folders and reading, ``progress`` bars, previews, cancel, ``families`` which model can do what, ``text``
+prompts with spliced vectors, ``vision`` CLIP vision and VAE, ``sampling`` noise levels and sampling, ``training`` models that
 can be differentiated.
 """
 from .families import (
     check_invertible,
     check_learnable,
     family_of,
+    source_of,
 )
 from .files import (
     STYLE_FOLDER,
@@ -85,6 +86,7 @@ __all__ = [
     "sample",
     "sampling_sigmas",
     "show_text",
+    "source_of",
     "style_conditioning",
     "style_files",
     "style_folders",

@@ -1,4 +1,5 @@
 """Which model families the nodes serve. The only place that knows a family's name."""
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -25,6 +26,14 @@ FAMILIES = {
 def family_of(model) -> str:
     """The family key of a MODEL, also for families that are not in the table."""
     return type(model.model.model_config).__name__
+
+
+def source_of(model) -> str:
+    """File name of the checkpoint a MODEL was loaded from, where its loader tells; otherwise the family."""
+    match model.cached_patcher_init:
+        case (_, (str() as path, *_), *_):
+            return Path(path).name
+    return family_of(model)
 
 
 def _check_still_image(model, node: str) -> None:

@@ -29,7 +29,7 @@ SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 
 class Inverted(NamedTuple):
-    """Result of ``invert``: NOISE for custom samplers; the start as a LATENT, already noised, for KSampler (Advanced)."""
+    """Result of ``invert``: NOISE for custom samplers; the start as a noised LATENT for KSampler (Advanced)."""
 
     noise: InversionNoise
     noised: dict

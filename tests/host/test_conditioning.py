@@ -1,11 +1,12 @@
 """Styles in prompts: the same as stock embeddings, bit for bit."""
 import folder_paths
-import nodes as host_nodes
 import pytest
 import torch
 from inst_pack.inst_core import host, saving
 from inst_pack.inst_core.style import Style, StyleError
 from inst_pack.nodes.style import NO_STYLES, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
+
+import nodes as host_nodes
 
 
 def style(tokens: int = 3) -> Style:

@@ -1,6 +1,5 @@
 """Nodes as users meet them: odd pictures, missing parts, failing disks."""
 import comfy.clip_vision
-import nodes as host_nodes
 import pytest
 import torch
 from inst_pack.inst_core import host
@@ -8,6 +7,8 @@ from inst_pack.inst_core.encoders import Attentions
 from inst_pack.inst_core.style import load_style
 from inst_pack.nodes.learn import InSTLearnStyle
 from inst_pack.nodes.style import NO_EMBEDDINGS, InSTImportEmbeddings, InSTStyleConditioning
+
+import nodes as host_nodes
 
 VISION = dict(hidden_size=1024, intermediate_size=128, num_attention_heads=16, num_hidden_layers=2, image_size=224,
               patch_size=14, projection_dim=768, num_channels=3, hidden_act="quick_gelu",
@@ -18,7 +19,7 @@ VISION = dict(hidden_size=1024, intermediate_size=128, num_attention_heads=16, n
 def clip_vision():
     vision = comfy.clip_vision.ClipVisionModel(VISION)
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in vision.model.named_parameters():
+    for parameter in vision.model.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.03 + (parameter.ndim == 1) * 0.9)
     return vision
 
@@ -38,6 +39,7 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert style.tokens == (1 if encoder == "paper" else 2)
     assert saved.metadata["inst.text"] == "a hill, *" and saved.metadata["inst.steps"] == "2"
     assert saved.metadata["modelspec.thumbnail"].startswith("data:image/jpeg") and saved.family == "SD15"
+    assert saved.metadata["inst.base_model"] == "inst-small.safetensors"
     assert len(loss["loss"]) >= 2 and str(path) in result.ui.as_dict()["text"][0]
     clip = small[1]
     stock = host_nodes.CLIPTextEncode().encode(clip, "a house, embedding:wave_00001")[0]

@@ -1,12 +1,13 @@
 """Inversion and synthesis on the host's samplers: all routes give one picture, and everything composes."""
 import comfy.samplers
-import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.nodes.inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
+
+import nodes as host_nodes
 
 STRENGTH, STEPS, CFG = 0.7, 4, 3.0
 
@@ -107,7 +108,8 @@ def test_sizes_that_are_no_multiples(small, prompts, size):
 
 def test_two_half_batches_equal_one_batch(small, prompts):
     whole = sample(small[0], prompts, content(4))
-    halves = [sample(small[0], prompts, {"samples": content(4)["samples"][i], "batch_index": i}) for i in ([0, 1], [2, 3])]
+    halves = [sample(small[0], prompts, {"samples": content(4)["samples"][half], "batch_index": half})
+              for half in ([0, 1], [2, 3])]
     close(torch.cat(halves), whole)
     assert (whole[0] - whole[1]).abs().max() > 1e-2
 

@@ -25,7 +25,8 @@ def official(data):
 def features(pictures: int = 1, seed: int = 0) -> PictureFeatures:
     generator = torch.Generator().manual_seed(seed)
     embed = torch.randn(pictures, 768, generator=generator)
-    return PictureFeatures(embed / embed.norm(dim=-1, keepdim=True), torch.randn(pictures, 257, 1024, generator=generator))
+    patches = torch.randn(pictures, 257, 1024, generator=generator)
+    return PictureFeatures(embed / embed.norm(dim=-1, keepdim=True), patches)
 
 
 def start(tokens: int = 1, **widths: int) -> dict:

@@ -20,7 +20,8 @@ def test_fit_area_keeps_the_aspect_within_a_crop_of_one_multiple(height, width):
 def test_greyscale_and_alpha_become_rgb():
     grey = torch.rand(2, 8, 8, 1)
     assert torch.equal(as_rgb(grey), grey.expand(-1, -1, -1, 3))
-    rgba = torch.cat([torch.zeros(1, 4, 4, 3), torch.tensor([0.0, 0.25, 0.5, 1.0]).view(1, 1, 4, 1).expand(1, 4, 4, 1)], -1)
+    alpha = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(1, 1, 4, 1).expand(1, 4, 4, 1)
+    rgba = torch.cat([torch.zeros(1, 4, 4, 3), alpha], -1)
     assert torch.allclose(as_rgb(rgba)[0, 0, :, 0], torch.tensor([1.0, 0.75, 0.5, 0.0]))
 
 
