@@ -31,7 +31,7 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="One painting, any size. A batch is several paintings of one style."),
                 io.ClipVision.Input("clip_vision", optional=True,
-                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision; every encoder but 'direct' needs it."),
+                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision, for all encoders but direct."),
                 io.Combo.Input("encoder", options=list(ENCODERS), default="direct",
                                tooltip="direct: free vectors, works on every model. attention: learned queries over "
                                        "CLIP's view of the painting. paper: the published module. released: the "

@@ -1,8 +1,8 @@
 """The one place that touches ComfyUI.
 
-``files`` folders and reading, ``progress`` bars, previews, cancel, ``families`` which model can do what, ``text``
-prompts with spliced vectors, ``vision`` CLIP vision and VAE, ``sampling`` noise levels and sampling, ``training`` models that
-can be differentiated.
+``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
+prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
+models that can be differentiated.
 """
 from .families import (
     check_invertible,

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -205,6 +205,7 @@ def module_part(title: str, file: str, build: Callable[[], nn.Module],
         with torch.device("meta"):
             return build()
 
+    @cache
     def shapes() -> dict[str, tuple[int, ...]]:
         return {k: tuple(v.shape) for k, v in empty().state_dict().items()}
 
@@ -216,7 +217,8 @@ def module_part(title: str, file: str, build: Callable[[], nn.Module],
     return Part(title, file, shapes, load, named)
 
 
-NORMALISED_VGG = Part("normalised VGG-19", "vgg_normalised.pth", vgg.NORMALISED.shapes, partial(vgg.VGG, vgg.NORMALISED))
+NORMALISED_VGG = Part("normalised VGG-19", "vgg_normalised.pth", vgg.NORMALISED.shapes,
+                      partial(vgg.VGG, vgg.NORMALISED))
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,8 @@ def check_pictures(pictures: Tensor, name: str, minimum: int, method: str) -> No
 def check_batches(content: Tensor, style: Tensor) -> None:
     """Raises ValueError unless there is one style picture, or one for each content picture."""
     if style.shape[0] not in (1, content.shape[0]):
-        raise ValueError(f"style has {style.shape[0]} pictures, content has {content.shape[0]}. Give one style picture, "
-                         "or one for each content picture.")
+        raise ValueError(f"style has {style.shape[0]} pictures, content has {content.shape[0]}. Give one style "
+                         "picture, or one for each content picture.")
 
 
 def padded(picture: Tensor, multiple: int) -> Tensor:

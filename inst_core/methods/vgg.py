@@ -181,10 +181,10 @@ def recognise(state_dict: Mapping[str, Tensor]) -> Family:
         return closest
     known = ", ".join(family.name for family in FAMILIES)
     if len(missing) == len(closest.shapes()):
-        raise ValueError(f"The file is not a VGG network (it starts with {', '.join(list(state_dict)[:3]) or 'nothing'})"
-                         f". Expected one of: {known}.")
-    raise ValueError(f"The file looks like {closest.name}, but {len(missing)} tensors are missing or have another shape"
-                     f": {', '.join(missing[:4])}. Expected one of: {known}, without batch normalisation.")
+        raise ValueError("The file is not a VGG network (it starts with "
+                         f"{', '.join(list(state_dict)[:3]) or 'nothing'}). Expected one of: {known}.")
+    raise ValueError(f"The file looks like {closest.name}, but {len(missing)} tensors are missing or have another "
+                     f"shape: {', '.join(missing[:4])}. Expected one of: {known}, without batch normalisation.")
 
 
 def load(state_dict: Mapping[str, Tensor]) -> VGG:
