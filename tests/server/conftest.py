@@ -39,8 +39,8 @@ def client(home):
     dev = importlib.import_module("dev")
     dev.HOME, dev.LOG = home, home / "server.log"
     dev.link_pack()
-    with dev.server(Path(COMFYUI), Path(sys.executable)) as url:
-        yield Client(url)
+    with dev.server(Path(COMFYUI), Path(sys.executable)) as running:
+        yield Client(running.url)
 
 
 @pytest.fixture(scope="session")

@@ -17,16 +17,25 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
 
 
-def test_a_step_is_done_once_per_recipe_and_again_after_a_failure():
+def test_a_step_is_done_once_per_recipe_and_again_when_it_failed_or_its_product_is_gone(tmp_path):
+    product = tmp_path / "product"
+
     def due(*recipe, fail=False):
-        with dev.once("step", *recipe) as due:
+        with dev.once("step", *recipe, makes=product) as needed:
             if fail:
                 raise dev.SetupError("no")
-            return due
+            if needed:
+                product.touch()
+        return needed
 
     with pytest.raises(dev.SetupError):
         due("a", fail=True)
     assert [due("a"), due("a"), due("b"), due("b")] == [True, False, True, False]
+    product.unlink()
+    assert due("b")
+    with pytest.raises(dev.SetupError):
+        due("c", fail=True)
+    assert due("b")  # what a failed step left behind is not trusted
 
 
 def test_a_busy_port_is_named():
@@ -43,7 +52,7 @@ def test_an_old_python_and_a_full_disk_are_named(monkeypatch):
     with pytest.raises(dev.SetupError, match="1.0 GiB are free"):
         dev.check_machine()
     monkeypatch.setattr(dev.sys, "version_info", (3, 9))
-    with pytest.raises(dev.SetupError, match="3.10 or newer"):
+    with pytest.raises(dev.SetupError, match="3.10 to 3.14 is needed"):
         dev.check_machine()
 
 
