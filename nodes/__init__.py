@@ -6,6 +6,7 @@ from .color import InSTMatchColor
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
 from .learn import InSTLearnStyle
 from .style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
+from .transfer import InSTGatysStyleTransfer, InSTLoadStyleTransferModel, InSTTransferStyle
 
 NODES: list[type[io.ComfyNode]] = [
     InSTLearnStyle,
@@ -17,6 +18,9 @@ NODES: list[type[io.ComfyNode]] = [
     InSTImportEmbeddings,
     InSTMatchColor,
     InSTCosineScheduler,
+    InSTLoadStyleTransferModel,
+    InSTTransferStyle,
+    InSTGatysStyleTransfer,
 ]
 
 

@@ -158,7 +158,7 @@ def host() -> Path:
     own = os.environ.get("COMFYUI_PATH")
     if own:
         if not Path(own, "main.py").is_file():
-            raise SetupError(f"COMFYUI_PATH is {own}, where there is no main.py. Name the folder of a ComfyUI checkout.")
+            raise SetupError(f"COMFYUI_PATH is {own}, where there is no main.py. Name a ComfyUI checkout.")
         return Path(own).resolve()
     target = DEV / "ComfyUI"
     with once("host", HOST_SHA256, makes=target / "main.py") as due:

@@ -55,7 +55,7 @@ class Limits:
         tile: side in pixels of the tiles in which full-resolution convolutions run; a multiple of 16.
     """
 
-    entries: int = 2**25
+    entries: int = 2**23
     tile: int = 512
 
     def rows(self, columns: int) -> int:
@@ -294,12 +294,15 @@ class StyleTransferModel(nn.Module, ABC):
 
     def paint(self, content: Tensor, style: Features, alpha: float, limits: Limits) -> Tensor:
         """``forward`` with style features made before."""
+        return self.decode(self._transformed(content, style, alpha, limits), limits)
+
+    def _transformed(self, content: Tensor, style: Features, alpha: float, limits: Limits) -> Features:
         features = self.encode_content(content, limits)
         transformed = self.transform(features, style, limits)
-        if alpha < 1:
-            own = self.transform(features, self.encode_style(content, limits), limits)
-            transformed = tuple(torch.lerp(a, b, alpha) for a, b in zip(own, transformed, strict=True))
-        return self.decode(transformed, limits)
+        if alpha == 1:
+            return transformed
+        own = self.transform(features, self.encode_style(content, limits), limits)
+        return tuple(torch.lerp(a, b, alpha) for a, b in zip(own, transformed, strict=True))
 
     @torch.no_grad()
     def stylize(self, content: Tensor, style: Tensor, *, alpha: float = 1.0, limits: Limits = Limits(),

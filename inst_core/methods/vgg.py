@@ -3,7 +3,7 @@
 A file is recognised by its keys and shapes; what it expects (channel order, means, scale, padding, pooling) belongs to
 its ``Family``.  Layers are called ``relu1_1`` ... ``relu5_4``.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -126,15 +126,23 @@ class VGG(nn.Module):
         pooling = F.max_pool2d if kind == "max" else F.avg_pool2d
         return pooling(x, 2, ceil_mode=self.family.ceil_mode)
 
-    def block(self, number: int, x: Tensor, count: int | None = None) -> list[Tensor]:
-        """Activations of the first ``count`` convolutions of block 1..5; block 1 takes network input."""
+    def block(self, number: int, x: Tensor, keep: Collection[str] = (),
+              until: str | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Block 1..5; block 1 takes network input, the others what ``pool`` makes of the block before.
+
+        Returns:
+            The activations named in ``keep``, and the last one: that of ``until``, or of the whole block.
+        """
         if number == 1 and INPUT in self.convolutions:
             x = self.convolutions[INPUT](x)
-        activations = []
-        for name in [n for n in self.layers if n.startswith(f"relu{number}_")][:count]:
+        kept = {}
+        for name in (layer for layer in self.layers if layer.startswith(f"relu{number}_")):
             x = torch.relu_(self.convolutions[name.replace("relu", "conv")](x))
-            activations.append(x)
-        return activations
+            if name in keep:
+                kept[name] = x
+            if name == until:
+                break
+        return kept, x
 
     def forward(self, x: Tensor, layers: Iterable[str], pooling: str = "max",
                 recompute: bool = False) -> dict[str, Tensor]:
@@ -153,18 +161,16 @@ class VGG(nn.Module):
         if unknown := wanted - set(self.layers):
             raise ValueError(f"layers {', '.join(sorted(unknown))} are not in {self.family.name}; it has "
                              f"{', '.join(self.layers)}.")
-        found = {}
-        for number in range(1, max(int(name[4]) for name in wanted) + 1):
-            last = max((int(n[6:]) for n in wanted if n.startswith(f"relu{number}_")), default=0)
-            later = any(int(n[4]) > number for n in wanted)
-            run = partial(self._pooled_block, number, count=None if later else last, pooling=pooling)
-            activations = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if recompute else run(x)
-            found |= {f"relu{number}_{n}": a for n, a in enumerate(activations, 1) if f"relu{number}_{n}" in wanted}
-            x = activations[-1]
+        found, deepest = {}, max(wanted, key=self.layers.index)
+        for number in range(1, int(deepest[4]) + 1):
+            run = partial(self._pooled_block, number, keep=wanted, until=deepest, pooling=pooling)
+            kept, x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if recompute else run(x)
+            found |= kept
         return found
 
-    def _pooled_block(self, number: int, x: Tensor, count: int | None, pooling: str) -> list[Tensor]:
-        return self.block(number, x if number == 1 else self.pool(x, pooling), count)
+    def _pooled_block(self, number: int, x: Tensor, keep: Collection[str], until: str,
+                      pooling: str) -> tuple[dict[str, Tensor], Tensor]:
+        return self.block(number, x if number == 1 else self.pool(x, pooling), keep, until)
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> Family:

@@ -76,7 +76,7 @@ def test_odd_images_and_batches(load, golden):
     generator = torch.Generator().manual_seed(0)
     frames, style = torch.rand(3, 30, 41, 4, generator=generator), torch.rand(1, 20, 33, 1, generator=generator)
     result = InSTTransferStyle.execute(model, frames, style, 0.5, "none").result[0]
-    assert result.shape == (3, 30, 41, 3) and 0 <= result.min() and result.max() <= 1
+    assert result.shape == (3, 30, 41, 3) and result.min() >= 0 and result.max() <= 1
     opaque = frames[..., :3] * frames[..., 3:] + 1 - frames[..., 3:]
     one = InSTTransferStyle.execute(model, opaque[1:2], style.expand(-1, -1, -1, 3), 0.5, "none").result[0]
     torch.testing.assert_close(result[1:2], one, atol=ATOL, rtol=0)
@@ -171,10 +171,10 @@ def test_gatys_with_real_weights_takes_on_the_style(folders):
     path = folders / "models" / "style_transfer" / REAL_VGG.name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(REAL_VGG)
-    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
+    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing="ij")
     content = torch.stack([y, x, (y - 0.5) ** 2 + (x - 0.5) ** 2], -1)[None].clamp(0, 1)
     style = (torch.stack([40 * x + 9 * y, 25 * y, 30 * x * y], -1)[None].sin() > 0).float() * 0.8 + 0.1
-    image = paint(path.name, content, style, steps=60, size=64).result[0]
+    image = paint(path.name, content, style, steps=80, size=48).result[0]
     net = vgg.load(load_file(REAL_VGG))
     layers = list(gatys.STYLE_LAYERS)
     grams = [[gatys.gram(f) for f in net(net.normalise(p.movedim(-1, 1)), layers).values()] for p in

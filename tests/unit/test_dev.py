@@ -72,9 +72,9 @@ def test_a_server_that_dies_is_reported_and_ended(tmp_path, monkeypatch):
     main.write_text("print('no such module'); raise SystemExit(1)")
     dev.HOME.mkdir()
     monkeypatch.setattr(dev, "LOG", tmp_path / "log")
-    with pytest.raises(dev.SetupError, match="did not start:\nno such module"):
-        with dev.server(tmp_path, Path(sys.executable)):
-            pass
+    with pytest.raises(dev.SetupError, match="did not start:\nno such module"), \
+            dev.server(tmp_path, Path(sys.executable)):
+        pass
 
 
 def test_the_pack_is_linked_and_linking_again_is_fine():
