@@ -13,6 +13,7 @@ from .sockets import CATEGORY, seed_input
 COMPARE_CATEGORY = f"{CATEGORY}/compare"
 NO_FILES = "(put weight files into models/style_transfer)"
 NONE = "none"
+WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
 PREVIEWS = 20  # pictures shown during a Gatys run
 STYLE_LAYERS = ", ".join(gatys.STYLE_LAYERS)
 
@@ -125,7 +126,7 @@ class InSTTransferStyle(io.ComfyNode):
     def execute(cls, style_transfer_model, content, style, strength, preserve_color) -> io.NodeOutput:
         pictures, reference = _pictures(content, "content"), _pictures(style, "style")
         try:
-            style_transfer_model.to(host.compute_device())
+            style_transfer_model.to(host.make_room(WORKING_MEMORY))
             result = style_transfer_model.stylize(pictures, reference, alpha=strength,
                                                   progress=_reporter(len(pictures), every=1))
         finally:
@@ -198,6 +199,6 @@ class InSTGatysStyleTransfer(io.ComfyNode):
                                   preserve_color, seed)
         pictures, reference = _pictures(content, "content"), _pictures(style, "style")
         total = len(pictures) * settings.total_steps
-        network = vgg.load(_weights(vgg_name)).to(host.compute_device())
+        network = vgg.load(_weights(vgg_name)).to(host.make_room(WORKING_MEMORY))
         result = gatys.stylize(network, pictures, reference, settings, _reporter(total, max(1, total // PREVIEWS)))
         return io.NodeOutput(_image(result.pictures), result.report(network.family.name))

@@ -49,7 +49,15 @@ from .text import (
     with_placeholder,
     word_vectors,
 )
-from .training import TrainingSession, compute_device, free_memory, is_out_of_memory, training_mode, training_session
+from .training import (
+    TrainingSession,
+    compute_device,
+    free_memory,
+    is_out_of_memory,
+    make_room,
+    training_mode,
+    training_session,
+)
 from .vision import encode_latent, picture_features
 
 __all__ = [
@@ -77,6 +85,7 @@ __all__ = [
     "invert",
     "is_out_of_memory",
     "load_weights",
+    "make_room",
     "metadata_enabled",
     "model_files",
     "model_path",

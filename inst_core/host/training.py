@@ -36,6 +36,13 @@ def free_memory(device: torch.device) -> int:
     return int(comfy.model_management.get_free_memory(device))
 
 
+def make_room(needed: int) -> torch.device:
+    """The compute device, with at least ``needed`` bytes free if moving the host's models away can give them."""
+    device = compute_device()
+    comfy.model_management.free_memory(needed, device)
+    return device
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, comfy.model_management.OOM_EXCEPTION)
 

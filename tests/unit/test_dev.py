@@ -1,6 +1,10 @@
-"""tools/dev.py: what it refuses, and that steps are done once."""
+"""tools/dev.py: what it refuses, that steps are done once, and that what it starts is ended."""
+import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,34 +12,36 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import dev  # noqa: E402
 
+posix = pytest.mark.skipif(os.name == "nt", reason="signals are sent")
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(dev, "DEV", tmp_path)
     monkeypatch.setattr(dev, "VENV", tmp_path / "venv")
     monkeypatch.setattr(dev, "HOME", tmp_path / "home")
+    monkeypatch.setattr(dev, "LOG", tmp_path / "log")
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
 
 
-def test_a_step_is_done_once_per_recipe_and_again_when_it_failed_or_its_product_is_gone(tmp_path):
-    product = tmp_path / "product"
+def test_a_step_is_done_again_after_a_failure_a_change_or_a_loss(tmp_path):
+    made = tmp_path / "made"
 
     def due(*recipe, fail=False):
-        with dev.once("step", *recipe, makes=product) as needed:
+        with dev.once("step", *recipe, makes=made) as due:
             if fail:
                 raise dev.SetupError("no")
-            if needed:
-                product.touch()
-        return needed
+            made.touch()
+            return due
 
     with pytest.raises(dev.SetupError):
         due("a", fail=True)
     assert [due("a"), due("a"), due("b"), due("b")] == [True, False, True, False]
-    product.unlink()
-    assert due("b")
+    made.unlink()
+    assert [due("b"), due("b")] == [True, False]
     with pytest.raises(dev.SetupError):
         due("c", fail=True)
-    assert due("b")  # what a failed step left behind is not trusted
+    assert due("b")  # what the failed step left may be half of c
 
 
 def test_a_busy_port_is_named():
@@ -47,12 +53,16 @@ def test_a_busy_port_is_named():
             dev.free_port(port)
 
 
-def test_an_old_python_and_a_full_disk_are_named(monkeypatch):
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 15, 0)])
+def test_a_python_without_pytorch_is_named(monkeypatch, version):
+    monkeypatch.setattr(dev.sys, "version_info", version)
+    with pytest.raises(dev.SetupError, match="3.10 to 3.14 is needed"):
+        dev.check_machine()
+
+
+def test_a_full_disk_is_named(monkeypatch):
     monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
     with pytest.raises(dev.SetupError, match="1.0 GiB are free"):
-        dev.check_machine()
-    monkeypatch.setattr(dev.sys, "version_info", (3, 9))
-    with pytest.raises(dev.SetupError, match="3.10 to 3.14 is needed"):
         dev.check_machine()
 
 
@@ -62,19 +72,102 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
         dev.host()
 
 
-def test_a_failing_command_shows_what_it_said():
-    with pytest.raises(dev.SetupError, match="trying failed:\nout of cheese"):
-        dev.run(sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)", what="trying")
+def test_a_failing_command_shows_what_it_said_and_a_hint():
+    with pytest.raises(dev.SetupError, match="trying failed:\nout of cheese\nbuy some"):
+        dev.run(sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)", what="trying", hint="buy some")
 
 
-def test_a_server_that_dies_is_reported_and_ended(tmp_path, monkeypatch):
-    main = tmp_path / "main.py"
-    main.write_text("print('no such module'); raise SystemExit(1)")
-    dev.HOME.mkdir()
-    monkeypatch.setattr(dev, "LOG", tmp_path / "log")
+def test_a_wrong_option_is_refused_before_anything_is_set_up(tmp_path):
+    for options, said in ((["demo", "--content", "gone.jpg"], "there is no file gone.jpg"),
+                          (["serve", "--prot", "1"], "unknown arguments: --prot 1"),
+                          (["demo", "--help"], "--clip-vision")):
+        done = subprocess.run([sys.executable, dev.TOOLS / "dev.py", *options], capture_output=True, text=True,
+                              cwd=tmp_path, timeout=30)
+        assert said in done.stdout + done.stderr and "[dev]" not in done.stdout
+
+
+def test_paths_for_pytest_are_those_of_the_callers_folder(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").touch()
+    (tmp_path / "golden").mkdir()
+    monkeypatch.chdir(tmp_path)
+    whole = str(tmp_path / "tests" / "test_a.py")
+    assert [dev._absolute(o) for o in ("tests/test_a.py", "tests/test_a.py::test_b", "-k", "golden", "tests/gone.py")] \
+        == [whole, f"{whole}::test_b", "-k", "golden", "tests/gone.py"]
+
+
+def fake_comfyui(folder: Path, code: str) -> Path:
+    """A main.py that takes ComfyUI's place; its process id goes into the file ``pid``."""
+    note = f"import os, sys\nopen({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+    (folder / "main.py").write_text(note + code)
+    dev.HOME.mkdir(exist_ok=True)
+    return folder
+
+
+def test_a_server_that_dies_is_reported(tmp_path):
+    comfyui = fake_comfyui(tmp_path, "print('no such module'); raise SystemExit(1)")
     with pytest.raises(dev.SetupError, match="did not start:\nno such module"), \
-            dev.server(tmp_path, Path(sys.executable)):
+            dev.server(comfyui, Path(sys.executable)):
         pass
+
+
+ANSWER = """
+import http.server
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Ready).serve_forever()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")")[-1].split()[0] != "Z"
+
+
+def ends(pid: int) -> bool:
+    end = time.monotonic() + 20
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+@posix
+def test_the_server_ends_with_its_block_whatever_happens_in_it(tmp_path):
+    comfyui = fake_comfyui(tmp_path, ANSWER)
+    for accident in (KeyboardInterrupt, SystemExit, ValueError):
+        with pytest.raises(accident), dev.server(comfyui, Path(sys.executable)) as running:
+            raise accident
+        assert running.process.returncode is not None and ends(int((tmp_path / "pid").read_text()))
+
+
+SERVE = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import dev
+folder = Path(sys.argv[2])
+dev.DEV, dev.HOME, dev.LOG = folder, folder / "home", folder / "log"
+dev.setup = lambda: (folder, Path(sys.executable))
+sys.argv[1:] = ["serve"]
+sys.exit(dev.main())
+"""
+
+
+@posix
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_ends_however_we_are_ended(tmp_path, how):
+    fake_comfyui(tmp_path, ANSWER)
+    process = subprocess.Popen([sys.executable, "-c", SERVE, dev.TOOLS, tmp_path], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert any("ComfyUI is at" in line for line in process.stdout)
+        process.send_signal(how)
+        process.wait(20)
+    assert ends(int((tmp_path / "pid").read_text()))
 
 
 def test_the_pack_is_linked_and_linking_again_is_fine():
