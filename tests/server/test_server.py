@@ -1,11 +1,14 @@
 """The pack in a real ComfyUI server: nodes, shipped workflows, cancelling, readable errors."""
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
+import torch
 from client import PromptError
+from PIL import Image
+from safetensors.torch import save_file
+from workflow_api import has_control, inputs_of, widget_values
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted(p.name for p in (ROOT / "workflows").glob("*.json"))
@@ -18,12 +21,10 @@ def test_every_node_is_there_with_words_for_people(object_info):
         info = object_info[name]
         assert info["display_name"] and info["description"] and info["category"].split("/")[0] == "InST"
         assert info["search_aliases"]
-        for group in info["input"].values():
-            if group:
-                for socket, spec in group.items():
-                    if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict):
-                        assert spec[1].get("tooltip"), f"{name}.{socket} has no tooltip"
-        assert all(info.get("output_tooltips") or []), f"{name} has an output without a tooltip"
+        for socket, spec in inputs_of(info).items():
+            assert len(spec) > 1 and spec[1].get("tooltip"), f"{name}.{socket} has no tooltip"
+        tooltips = info.get("output_tooltips") or []
+        assert len(tooltips) == len(info["output"]) and all(tooltips), f"{name} has an output without a tooltip"
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -46,18 +47,23 @@ def test_every_shipped_workflow_runs(client, home, small_prompt, learned, name):
     files = [i for output in entry["outputs"].values() for i in output.get("images", ())]
     assert files
     for file in files:
-        assert (home / file["type"] / file["subfolder"] / file["filename"]).stat().st_size > 500
+        picture = Image.open(home / file["type"] / file["subfolder"] / file["filename"]).convert("RGB")
+        assert any(low < high for low, high in picture.getextrema()), "a picture of one colour"
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_files_are_whole(name):
-    """Links agree with sockets on both sides; loaders say where their files can be had."""
+def test_workflow_files_are_whole(name, object_info):
+    """Links agree with sockets on both sides, values with widgets; loaders say where their files can be had."""
     workflow = json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))
     nodes = {n["id"]: n for n in workflow["nodes"]}
     for link, source, out, target, into, kind in workflow["links"]:
         assert link in nodes[source]["outputs"][out]["links"] and nodes[source]["outputs"][out]["type"] == kind
         assert nodes[target]["inputs"][into]["link"] == link and nodes[target]["inputs"][into]["type"] == kind
     for node in workflow["nodes"]:
+        if node["type"] in NODES:
+            inputs = inputs_of(object_info[node["type"]])
+            controls = sum(has_control(k, v) for k, v in inputs.items())
+            assert len(node["widgets_values"]) == len(widget_values(node, object_info[node["type"]])) + controls
         if node["type"] in ("CheckpointLoaderSimple", "CLIPVisionLoader"):
             assert all(m["name"] in node["widgets_values"] and m["url"].startswith("https://")
                        for m in node["properties"]["models"])
@@ -75,42 +81,65 @@ def styles(home: Path) -> set[str]:
 
 
 def test_cancel_half_way_leaves_a_server_that_works(client, home, small_prompt, learned):
-    before = styles(home)
+    before, total, seen = styles(home), 5000, []
     prompt = small_prompt("2_learn_a_style.json")
-    learn = next(n for n in prompt.values() if n["class_type"] == "InST_LearnStyle")
-    learn["inputs"] |= {"steps": 5000, "seed": 7}
-    queued = client.queue(prompt)
-    time.sleep(4)
-    started = time.monotonic()
-    client.post("/interrupt")
-    with pytest.raises(PromptError, match="interrupted"):
-        client.wait(queued)
-    assert time.monotonic() - started < 60
+    learn = next(k for k, n in prompt.items() if n["class_type"] == "InST_LearnStyle")
+    prompt[learn]["inputs"] |= {"steps": total, "seed": 7}
+
+    def cancel(message: dict) -> None:
+        data = message["data"]
+        if message["type"] == "progress" and data["node"] == learn:
+            seen.append(data["value"])
+            if data["value"] >= 3:
+                client.post("/interrupt")
+
+    with pytest.raises(PromptError, match="interrupted in InST_LearnStyle"):
+        client.follow(cancel, lambda: client.queue(prompt))
+    assert seen[-1] < total / 10
     assert styles(home) == before
     client.wait(client.queue(small_prompt("4_style_as_embedding.json")))
 
 
-def failing(client, prompt: dict) -> PromptError:
-    with pytest.raises(PromptError) as caught:
-        client.wait(client.queue(prompt))
-    return caught.value
-
-
-def test_errors_come_back_readable(client, small_prompt, learned):
-    def changed(workflow: str, kind: str, **inputs) -> dict:
+@pytest.fixture()
+def refusal(client, small_prompt, learned):
+    """What comes back from a shipped workflow with other values in its node of type ``kind``, and nowhere else."""
+    def run(workflow: str, kind: str, at: str = "", **inputs) -> str:
         prompt = small_prompt(workflow)
         for node in prompt.values():
             if node["class_type"] == kind:
                 node["inputs"] |= inputs
-        return prompt
+        with pytest.raises(PromptError) as caught:
+            client.wait(queued := client.queue(prompt))
+        nodes = list(caught.value.node_errors)
+        if not nodes:
+            messages = dict(client.get(f"/history/{queued}")[queued]["status"]["messages"])
+            nodes = [messages["execution_error"]["node_id"]]
+        assert [prompt[n]["class_type"] for n in nodes] == [at or kind]
+        return str(caught.value)
 
-    apply, learn = "1_apply_a_saved_style.json", "2_learn_a_style.json"
-    assert "strength is 0.0; it must lie above 0" in str(failing(client, changed(apply, "InST_Sample", strength=0.0)))
-    refused = failing(client, changed(apply, "InST_LoadStyle", style_name="gone.safetensors"))
-    assert "'gone.safetensors' is not in the folder" in str(refused)
-    assert "choose encoder 'direct'" in str(failing(client, changed(learn, "InST_LearnStyle", encoder="paper")))
-    assert "expected a plain file name" in str(failing(client, changed(learn, "InST_LearnStyle", name="../up")))
-    assert failing(client, changed(learn, "InST_LearnStyle", steps=0)).node_errors
+    return run
+
+
+APPLY, LEARN = "1_apply_a_saved_style.json", "2_learn_a_style.json"
+
+
+def test_values_out_of_range_come_back_readable(refusal):
+    assert "strength is 0.0; it must lie above 0" in refusal(APPLY, "InST_Sample", strength=0.0)
+    assert "smaller than min" in refusal(LEARN, "InST_LearnStyle", steps=0)
+    assert "choose encoder 'direct'" in refusal(LEARN, "InST_LearnStyle", encoder="paper")
+    assert "expected a plain file name" in refusal(LEARN, "InST_LearnStyle", name="../up")
+
+
+def test_wrong_files_come_back_readable(refusal, home):
+    folder = home / "models" / "inst_styles"
+    save_file({"clip_h": torch.zeros(1, 1024)}, folder / "of_sd2.safetensors")
+    torch.save({"clip_l": torch.zeros(1, 768)}, folder / "pickle.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "style_00001.safetensors").read_bytes()[:5000])
+    said = {name: refusal(APPLY, "InST_LoadStyle", at, style_name=f"{name}.safetensors") for name, at in
+            (("gone", ""), ("pickle", ""), ("cut", ""), ("of_sd2", "InST_StyleConditioning"))}
+    assert "'gone.safetensors' is not in the folder" in said["gone"]
+    assert "is a pickle" in said["pickle"] and "cut.safetensors is" in said["cut"]
+    assert "the connected CLIP takes" in said["of_sd2"]
 
 
 def test_the_same_learning_is_not_run_twice(client, home, small_prompt, learned):
