@@ -11,7 +11,6 @@ from .families import (
     source_of,
 )
 from .files import (
-    STYLE_FOLDER,
     TRANSFER_FOLDER,
     embeddings_files,
     embeddings_path,
@@ -28,14 +27,11 @@ from .files import (
 from .progress import (
     LatentPreview,
     Progress,
-    check_interrupted,
-    global_rng_kept,
     show_text,
 )
 from .sampling import (
     SAMPLERS,
     SCHEDULERS,
-    Inverted,
     cosine_sigmas,
     invert,
     released_sigmas,
@@ -43,17 +39,12 @@ from .sampling import (
     sampling_sigmas,
 )
 from .text import (
-    PLACEHOLDER,
     style_conditioning,
     text_widths,
     with_placeholder,
     word_vectors,
 )
 from .training import (
-    TrainingSession,
-    compute_device,
-    free_memory,
-    is_out_of_memory,
     make_room,
     training_mode,
     training_session,
@@ -61,29 +52,20 @@ from .training import (
 from .vision import encode_latent, picture_features
 
 __all__ = [
-    "PLACEHOLDER",
     "SAMPLERS",
     "SCHEDULERS",
-    "STYLE_FOLDER",
     "TRANSFER_FOLDER",
-    "Inverted",
     "LatentPreview",
     "Progress",
-    "TrainingSession",
-    "check_interrupted",
     "check_invertible",
     "check_learnable",
-    "compute_device",
     "cosine_sigmas",
     "embeddings_files",
     "embeddings_path",
     "encode_latent",
     "family_of",
     "file_fingerprint",
-    "free_memory",
-    "global_rng_kept",
     "invert",
-    "is_out_of_memory",
     "load_weights",
     "make_room",
     "metadata_enabled",

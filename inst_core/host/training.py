@@ -27,24 +27,11 @@ class Conditioning(NamedTuple):
     pooled: Tensor | None
 
 
-def compute_device() -> torch.device:
-    return comfy.model_management.get_torch_device()
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes."""
-    return int(comfy.model_management.get_free_memory(device))
-
-
 def make_room(needed: int) -> torch.device:
     """The compute device, with at least ``needed`` bytes free if moving the host's models away can give them."""
-    device = compute_device()
+    device = comfy.model_management.get_torch_device()
     comfy.model_management.free_memory(needed, device)
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 @contextmanager
