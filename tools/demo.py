@@ -21,6 +21,7 @@ WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "3_content_and_st
 SMALL = {"checkpoint": "inst-small.safetensors", "clip_vision": "inst-small-vit-l.safetensors"}
 # The embedded models are small and their weights mean nothing: few steps show all there is to see.
 SMALL_STEPS, SMALL_SIDE = 24, 256
+SMALL_CFG = 3.0  # more drowns the photograph in the random part of the network
 # Pictures that ship with ComfyUI's own packages: a house, and a painted garden party.
 CONTENT = ("comfyui_workflow_templates_media_api", "templates/api_bria_image_edit-2.webp")
 STYLE = ("comfyui_workflow_templates_media_api", "templates/api_openai_dall_e_2_t2i-1.webp")
@@ -35,7 +36,7 @@ def packaged_picture(package: str, name: str, option: str) -> Path:
 
 
 def place(path: Path, folder: Path, link: bool = True) -> str:
-    """Makes a file visible in a folder of ComfyUI ; returns its name there.
+    """Makes a file visible in a folder of ComfyUI; returns its name there.
 
     Models are linked where the system allows it; pictures are copied, since the host reads none through links.
     """
@@ -43,7 +44,7 @@ def place(path: Path, folder: Path, link: bool = True) -> str:
         sys.exit(f"There is no file {path}.")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
-    if target.absolute() == path.absolute():
+    if target.exists() and target.samefile(path):
         return target.name
     target.unlink(missing_ok=True)
     if link:
@@ -80,6 +81,8 @@ def fill_in(prompt: dict, arguments: argparse.Namespace) -> None:
                 inputs |= {"steps": SMALL_STEPS, "resolution": SMALL_SIDE}
             if arguments.steps:
                 inputs["steps"] = arguments.steps
+        elif node["class_type"] == "InST_Sample" and small:
+            inputs["cfg"] = SMALL_CFG
         elif node["class_type"] == "ImageScaleToTotalPixels" and small:
             inputs["megapixels"] = SMALL_SIDE**2 / 2**20
 

@@ -170,11 +170,11 @@ def test_memory_is_flat_over_repeated_runs(small):
         return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
     counts = []
-    for _ in range(4):
+    for _ in range(20):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
             learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2), nothing)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
-    assert counts[1] == counts[2] == counts[3]
+    assert len(set(counts[1:])) == 1
 
 
 def test_a_model_that_cannot_be_made_again_is_refused(small):
