@@ -3,9 +3,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..inst_core import host
 from .color import InSTMatchColor
+from .compare import InSTComparisonGrid, InSTMetrics
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
 from .learn import InSTLearnStyle
 from .style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
+from .styleshot import InSTApplyStyleShot, InSTLoadStyleShot
 from .transfer import InSTGatysStyleTransfer, InSTLoadStyleTransferModel, InSTTransferStyle
 
 NODES: list[type[io.ComfyNode]] = [
@@ -21,6 +23,10 @@ NODES: list[type[io.ComfyNode]] = [
     InSTLoadStyleTransferModel,
     InSTTransferStyle,
     InSTGatysStyleTransfer,
+    InSTLoadStyleShot,
+    InSTApplyStyleShot,
+    InSTComparisonGrid,
+    InSTMetrics,
 ]
 
 

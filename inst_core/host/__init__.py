@@ -2,7 +2,7 @@
 
 ``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
 prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
-models that can be differentiated.
+models that can be differentiated. ``styleshot``: StyleShot's networks and attention patches.
 """
 from .families import (
     check_invertible,
@@ -38,6 +38,13 @@ from .sampling import (
     sample,
     sampling_sigmas,
 )
+from .styleshot import (
+    StyleShot,
+    check_styleshot,
+    controlled,
+    open_weights,
+    styled_model,
+)
 from .text import (
     style_conditioning,
     text_widths,
@@ -57,8 +64,11 @@ __all__ = [
     "TRANSFER_FOLDER",
     "LatentPreview",
     "Progress",
+    "StyleShot",
     "check_invertible",
     "check_learnable",
+    "check_styleshot",
+    "controlled",
     "cosine_sigmas",
     "embeddings_files",
     "embeddings_path",
@@ -71,6 +81,7 @@ __all__ = [
     "metadata_enabled",
     "model_files",
     "model_path",
+    "open_weights",
     "picture_features",
     "register_folders",
     "released_sigmas",
@@ -82,6 +93,7 @@ __all__ = [
     "style_files",
     "style_folders",
     "style_path",
+    "styled_model",
     "text_widths",
     "training_mode",
     "training_session",

@@ -8,18 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import WithinMemory
 from . import vgg
 
 EPS = 1e-5
 Features = tuple[Tensor, ...]
 Progress = Callable[[int, Tensor | None], None]
-T = TypeVar("T")
 
 
 def mean_std(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,28 +66,6 @@ class Limits:
         if self.entries <= 2**14:
             return None
         return replace(self, entries=self.entries // 4, tile=max(64, self.tile // 2))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's ways to say so."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-class WithinMemory:
-    """Calls functions of ``Limits``, and again with smaller limits as often as memory runs out."""
-
-    def __init__(self, limits: Limits):
-        self.limits = limits
-
-    def __call__(self, function: Callable[[Limits], T]) -> T:
-        while True:
-            try:
-                return function(self.limits)
-            except (RuntimeError, MemoryError) as error:
-                smaller = self.limits.halved()
-                if smaller is None or not is_out_of_memory(error):
-                    raise
-            self.limits = smaller  # outside the handler: the failed call's tensors are gone by now
 
 
 def in_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import color
+from ..memory import is_out_of_memory
 from .common import (
     Progress,
     check_batches,
     check_pictures,
-    is_out_of_memory,
     luminance,
     mean_std,
     with_luminance,

@@ -1,0 +1,142 @@
+"""The figure and the numbers as users meet them."""
+import json
+import math
+from pathlib import Path
+
+import comfy.model_management
+import pytest
+import torch
+from comfy_api.latest import _io
+from inst_pack.inst_core import metrics
+from inst_pack.inst_core.metrics import alexnet, lpips
+from inst_pack.nodes import compare
+from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
+from safetensors.torch import save_file
+
+
+@pytest.fixture()
+def lpips_file(folders):
+    """lpips-alex.safetensors from a seed, in a subfolder."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {k: torch.randn(s, generator=generator) / math.prod(s[1:]) ** 0.5
+               for k, s in (alexnet.shapes() | lpips.HEADS).items()}
+    weights |= {k: weights[k].abs() for k in lpips.HEADS}  # as learned ones are
+    path = folders / "models" / "style_transfer" / "metrics" / compare.LPIPS_FILE
+    path.parent.mkdir(parents=True)
+    save_file(weights, path)
+    return weights
+
+
+def image(seed: int, count: int = 1, height: int = 64, width: int = 80, channels: int = 3) -> torch.Tensor:
+    return torch.rand(count, height, width, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def figure(images, **more):
+    options = {"each_input_is": "a column", "column_labels": "", "row_labels": "", "height": 64, "gap": 4,
+               "fit": "whole", **more}
+    return InSTComparisonGrid.execute(images, **options).result[0]
+
+
+def test_the_grid_takes_batches_of_any_size_and_channels():
+    images = {"image0": image(0, 3), "image1": image(1, 1, 32, 32, 1), "image2": None, "image3": image(2, 2, 64, 64, 4)}
+    out = figure(images, column_labels="Content\nStyle\nResult\n", row_labels="\n\nlast\n")
+    assert out.shape[0] == 1 and out.shape[3] == 3 and out.is_contiguous() and out.min() >= 0 and out.max() <= 1
+    top, left = out.shape[1] - 3 * 68, out.shape[2] - (80 + 4 + 64 + 4 + 64 + 4)
+    torch.testing.assert_close(out[0, top:top + 64, left:left + 80], images["image0"][0])
+    torch.testing.assert_close(out[0, top + 136:top + 200, left:left + 80], images["image0"][2])
+    assert (out[0, top + 136:top + 200, left + 152:left + 216] == 1).all()  # the third batch has only two
+
+
+def test_rows_and_crop():
+    images = {"image0": image(0, 2, 64, 64), "image1": image(1, 2, 64, 96)}
+    out = figure(images, each_input_is="a row", fit="crop")
+    assert out.shape == (1, 4 + 2 * 68, 4 + 2 * 68, 3)
+    torch.testing.assert_close(out[0, 72:136, 72:136], images["image1"][1, :, 16:80])
+
+
+def test_wrong_labels_are_named():
+    with pytest.raises(ValueError, match="column_labels has 2 lines, the grid has 1 columns"):
+        figure({"image0": image(0)}, column_labels="a\nb")
+    with pytest.raises(ValueError, match="The grid has no picture"):
+        figure({"image0": None})
+
+
+def test_sockets_grow_in_the_host():
+    schema = InSTComparisonGrid.GET_SCHEMA()
+    live = {f"images.image{i}": ["1", i] for i in range(5)}
+    inputs, _, info = _io.get_finalized_class_inputs(InSTComparisonGrid.INPUT_TYPES(), live)
+    assert "images.image0" in inputs["required"] and "images.image4" in inputs["optional"]
+    nested = _io.build_nested_inputs(live | {"height": 64}, info)
+    assert list(nested["images"]) == [f"image{i}" for i in range(5)] and schema.outputs
+
+
+def test_metrics_make_a_table_and_json(lpips_file):
+    assert torch.is_inference_mode_enabled() and InSTMetrics.validate_inputs() is True
+    content, style, result = image(0, 2), image(1, 1, 50, 50), image(2, 2, 64, 72, 4)
+    out = InSTMetrics.execute(content, style, result, size=64)
+    table, values = out.result
+    assert "LPIPS v (content)" in table and "copy of style" in table and "picture 2" in table
+    assert out.ui.as_dict()["text"] == (table,)
+    values = json.loads(values)
+    pair = metrics.Judge(metrics.load_networks(lpips_file), 64).pair(content[1:].movedim(-1, 1), style.movedim(-1, 1))
+    opaque = result[..., :3] * result[..., 3:] + 1 - result[..., 3:]
+    expected = pair.measure(opaque[1:].movedim(-1, 1))
+    assert values["pictures"][1] == pytest.approx(expected, abs=1e-3)
+    unrelated = pair.measure(content[:1].movedim(-1, 1))
+    given = InSTMetrics.execute(content[1:], style, result[1:], unrelated=content[:1], size=64).result[1]
+    assert json.loads(given)["trivial"]["unrelated picture"] == pytest.approx(unrelated, abs=1e-5)
+
+
+def test_clip_similarity_comes_with_clip_vision(lpips_file, monkeypatch):
+    class Seen:
+        def __init__(self, pictures):
+            self.embed = torch.nn.functional.normalize(pictures.mean((1, 2)), dim=1)
+
+    monkeypatch.setattr(compare.host, "picture_features", lambda clip_vision, pictures: Seen(pictures))
+    content, style = image(0) * 0.5, image(1)
+    values = json.loads(InSTMetrics.execute(content, style, style, clip_vision=object(), size=64).result[1])["mean"]
+    assert values["clip_style"] == pytest.approx(1, abs=1e-3) and "csd" not in values
+
+
+def test_a_missing_file_is_named_with_the_way_to_get_it():
+    said = InSTMetrics.validate_inputs()
+    assert "lpips-alex.safetensors is not in models/style_transfer" in said and "tools/dev.py setup" in said
+    with pytest.raises(ValueError, match="packaged_weights.py"):
+        InSTMetrics.execute(image(0), image(1), image(2))
+
+
+def test_missing_and_wrong_optional_files(lpips_file):
+    assert "gone.pth" in InSTMetrics.validate_inputs(csd="gone.pth")
+    name = f"metrics/{compare.LPIPS_FILE}"
+    assert InSTMetrics.validate_inputs(vgg19=name) is True
+    for option, message in (("vgg19", "looks like torchvision VGG-16"), ("csd", "CSD"),
+                            ("art_inception", "Inception-v3")):
+        with pytest.raises(ValueError, match=message):
+            InSTMetrics.execute(image(0), image(1), image(2), **{option: name})
+
+
+@pytest.mark.parametrize("content, style, result, message", [
+    (image(0, 2), image(1), image(2, 3), "content has 2 pictures, result has 3"),
+    (image(0), image(1, 2), image(2, 3), "style has 2 pictures, result has 3"),
+    (image(0), image(1) * torch.nan, image(2), "style contains NaN"),
+    (image(0), image(1), image(2)[0], "result has shape"),
+    (image(0), image(1), image(2, 1, 64, 200), "result is 200 x 64 px"),
+])
+def test_bad_images_are_refused(lpips_file, content, style, result, message):
+    with pytest.raises(ValueError, match=message):
+        InSTMetrics.execute(content, style, result, size=64)
+
+
+def test_cancel_stops_between_pictures(lpips_file):
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        InSTMetrics.execute(image(0, 2), image(1), image(2, 2), size=64)
+
+
+@pytest.mark.parametrize("node", [InSTComparisonGrid, InSTMetrics])
+def test_every_socket_is_explained(node):
+    schema = node.define_schema()
+    assert schema.category == "InST/compare" and schema.description and schema.search_aliases
+    assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
+    text = (Path(compare.__file__).parents[1] / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+    assert all(f"**{socket.id}**" in text for socket in schema.inputs)
