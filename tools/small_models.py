@@ -28,7 +28,6 @@ UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_blocks=[1,
 TEXT_BRANCH, VISION_BRANCH = 0.02, 1.0
 VAE_BRANCH = 0.02
 TOKEN_NORM = 0.4  # mean norm of the real CLIP-L's token embeddings
-LATENT_SCALE = 0.18215  # SD1's
 PASSING = 40  # U-Net channels that carry the input to the output: four whole groups of the last GroupNorm
 RANDOM_PART = 0.25  # size of the random network in the prediction, beside the input's 1
 
@@ -41,13 +40,13 @@ def filled(key: str, shape: tuple[int, ...], gain: float = 1.0) -> Tensor:
     return torch.randn(shape, generator=generator) * (gain / math.sqrt(math.prod(shape[1:])))
 
 
-def clip_tensor(key: str, shape: tuple[int, ...], branch: float) -> Tensor:
+def clip_tensor(key: str, shape: tuple[int, ...], branch: float, fill: Callable = filled) -> Tensor:
     """One tensor of a CLIP text or vision transformer."""
     if key.endswith("token_embedding.weight"):
-        return filled(key, shape, TOKEN_NORM)
+        return fill(key, shape, TOKEN_NORM)
     if key.endswith("position_embedding.weight"):
-        return filled(key, shape, TOKEN_NORM / 4)
-    return filled(key, shape, branch if key.endswith(("out_proj.weight", "fc2.weight")) else 1.0)
+        return fill(key, shape, TOKEN_NORM / 4)
+    return fill(key, shape, branch if key.endswith(("out_proj.weight", "fc2.weight")) else 1.0)
 
 
 def shapes(module: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -80,18 +79,17 @@ def unet() -> dict[str, Tensor]:
     return weights
 
 
-def vae() -> dict[str, Tensor]:
+def vae(latent_format) -> dict[str, Tensor]:
     """A VAE whose latent is the mean colour of 8 x 8 pixels, in the basis of the host's own latent previews.
 
     Red, green and blue travel in the first three channels, which no ReLU touches since they are in [0, 1].
     """
-    from comfy.latent_formats import SD15
     from comfy.taesd.taesd import TAESD
 
-    to_rgb = torch.tensor(SD15().latent_rgb_factors)  # (4, 3): model-space latent -> colour in [-1, 1]
-    from_rgb = torch.linalg.pinv(to_rgb)  # (3, 4)
+    to_rgb = torch.tensor(latent_format.latent_rgb_factors)  # (C, 3): model-space latent -> colour in [-1, 1]
+    from_rgb = torch.linalg.pinv(to_rgb)  # (3, C)
     with torch.device("meta"):
-        model = TAESD(latent_channels=4)
+        model = TAESD(latent_channels=latent_format.latent_channels)
     weights = {k: filled(k, s, VAE_BRANCH if k.endswith("conv.4.weight") else 1.0) for k, s in shapes(model).items()}
     for key, weight in weights.items():
         if weight.ndim == 4 and ".conv." not in key:  # the layers between the residual blocks
@@ -104,17 +102,19 @@ def vae() -> dict[str, Tensor]:
     weights["taesd_encoder.14.bias"] = -from_rgb.sum(0)
     weights["taesd_decoder.1.weight"].zero_()[:3, :, 1, 1] = to_rgb.T / 2
     weights["taesd_decoder.1.bias"][:3] = 0.5
-    return weights | {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    shift = getattr(latent_format, "shift_factor", 0.0)
+    return weights | {"vae_scale": torch.tensor(latent_format.scale_factor), "vae_shift": torch.tensor(shift)}
 
 
 def checkpoint() -> dict[str, Tensor]:
     """SD1 format: ``model.diffusion_model``, ``cond_stage_model.transformer``, ``first_stage_model``."""
     import comfy.sd1_clip
+    from comfy.latent_formats import SD15
 
     text = comfy.sd1_clip.SD1ClipModel(device="meta", dtype=torch.float16).clip_l.transformer.text_model
     return {
         **{f"model.diffusion_model.{k}": v.half() for k, v in unet().items()},
-        **{f"first_stage_model.{k}": v.half() for k, v in vae().items()},
+        **{f"first_stage_model.{k}": v.half() for k, v in vae(SD15()).items()},
         **{k: clip_tensor(k, s, TEXT_BRANCH).half()
            for k, s in shapes(text, "cond_stage_model.transformer.text_model.").items()},
     }
@@ -168,18 +168,22 @@ FILES: dict[str, Callable[[], dict[str, Tensor]]] = {
 }
 
 
-def write(models: Path) -> None:
-    """Makes the files that are not there yet; each is whole or not there."""
+def save_whole(path: Path, make: Callable[[], dict[str, Tensor]]) -> None:
+    """Makes a file unless it is there; it is whole or not there."""
     from safetensors.torch import save_file
 
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in make().items()}, partial)
+    os.replace(partial, path)
+
+
+def write(models: Path) -> None:
+    """Makes the files that are not there yet."""
     for name, make in FILES.items():
-        path = models / name
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in make().items()}, partial)
-        os.replace(partial, path)
+        save_whole(models / name, make)
 
 
 def main() -> None:

@@ -2,25 +2,40 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 
 class Family(NamedTuple):
-    """Attributes: ``label`` for people; ``learn``: gradients reach its prompt; ``reason`` if not."""
+    """A row of the support table.
+
+    Attributes:
+        label: for people.
+        text: the text encoders whose tokens are learned, of those that are loaded.
+        prediction: what the denoiser predicts; the host's ``model_sampling`` knows it, this is for the table only.
+    """
 
     label: str
-    learn: bool = True
-    reason: str = ""
+    text: tuple[str, ...]
+    prediction: str
 
 
-# Keyed by the host's model config class (comfy/supported_models.py).
+# Families that a style can be learned on, keyed by the host's model config class (comfy/supported_models.py).
+# Inversion and sampling ask ``model_sampling`` and run on others too.
 FAMILIES = {
-    "SD15": Family("SD 1.x"),
-    "SD20": Family("SD 2.x"),
-    "SDXL": Family("SDXL"),
-    "SSD1B": Family("SSD-1B"),
-    "Segmind_Vega": Family("Segmind-Vega"),
-    "KOALA_700M": Family("KOALA 700M"),
-    "KOALA_1B": Family("KOALA 1B"),
+    "SD15": Family("SD 1.x", ("clip_l",), "noise"),
+    "SD20": Family("SD 2.x", ("clip_h",), "velocity or noise"),
+    "SDXL": Family("SDXL", ("clip_l", "clip_g"), "noise or velocity"),
+    "SSD1B": Family("SSD-1B", ("clip_l", "clip_g"), "noise"),
+    "Segmind_Vega": Family("Segmind-Vega", ("clip_l", "clip_g"), "noise"),
+    "KOALA_700M": Family("KOALA 700M", ("clip_l", "clip_g"), "noise"),
+    "KOALA_1B": Family("KOALA 1B", ("clip_l", "clip_g"), "noise"),
+    "SD3": Family("SD 3, SD 3.5", ("clip_l", "clip_g", "t5xxl"), "flow"),
+    "Flux": Family("Flux.1 dev", ("clip_l", "t5xxl"), "flow"),
+    "FluxSchnell": Family("Flux.1 schnell", ("clip_l", "t5xxl"), "flow"),
 }
+
+# What the paper's released weights were trained for.
+PAPER_FAMILY = "SD15"
 
 
 def family_of(model) -> str:
@@ -38,22 +53,29 @@ def source_of(model) -> str:
 
 def _check_still_image(model, node: str) -> None:
     name = family_of(model)
-    if model.get_model_object("latent_format").latent_dimensions != 2:
+    latent_format = model.get_model_object("latent_format")
+    if latent_format.latent_dimensions != 2:
         raise ValueError(f"{node} works on still images; the connected model ({name}) makes video. "
                          "Use an image model such as SD 1.5 or SDXL.")
-    if getattr(model.model, "concat_keys", ()):
+    if _extra_channels(model, latent_format.latent_channels):
         raise ValueError(f"{node} does not support inpainting or edit models (the connected {name} takes extra input "
                          "channels). Use the base checkpoint and set a latent noise mask instead.")
+
+
+def _extra_channels(model, channels: int) -> bool:
+    """Whether the denoiser wants more than the noisy latent: asked for a picture, the host gives what it would add."""
+    blank = torch.zeros(1, channels, 8, 8)
+    added = model.model.concat_cond(noise=blank, latent_image=blank, denoise_mask=blank, device=blank.device)
+    return added is not None
 
 
 def check_learnable(model) -> None:
     """Raises ValueError, in one sentence, unless a style can be learned on this MODEL."""
     _check_still_image(model, "Learn InST Style")
     name = family_of(model)
-    if name not in FAMILIES or not FAMILIES[name].learn:
-        known = ", ".join(f.label for f in FAMILIES.values() if f.learn)
-        raise ValueError(f"Learn InST Style does not support the connected model family ({name}). "
-                         f"Supported: {known}.")
+    if name not in FAMILIES:
+        known = ", ".join(f.label for f in FAMILIES.values())
+        raise ValueError(f"Learn InST Style does not support the connected model family ({name}). Supported: {known}.")
 
 
 def check_invertible(model) -> None:

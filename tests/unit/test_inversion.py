@@ -39,16 +39,39 @@ def test_noise_between_undoes_noise_scaling(sampling, max_denoise):
     torch.testing.assert_close(noise_between(sampling, sigma, x, z, max_denoise), n, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampling", [Eps(), Flow()])
-def test_inversion_is_exact_for_a_linear_denoiser(sampling):
-    """For D(x) = a x + b the predicted noise is known in closed form."""
-    sigma, z, n = torch.tensor(0.7), draw(0), draw(1)
-    x = sampling.noise_scaling(sigma, n, z)
-    denoised = 0.3 * x + 0.1
-    nothing = torch.zeros_like(x)
-    expected = (x - sampling.noise_scaling(sigma, nothing, denoised)) / sigma
-    found = stochastic_inversion(sampling, lambda x, s: 0.3 * x + 0.1, z, n, sigma)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+def linear(x: torch.Tensor) -> torch.Tensor:
+    """A network whose output is known in closed form."""
+    return 0.3 * x + 0.1
+
+
+def eps_prediction(x, sigma):
+    """(denoised, noise) of a network that sees x / sqrt(sigma^2 + 1) and predicts the noise (Ho et al. 2020)."""
+    noise = linear(x / (sigma**2 + 1).sqrt())
+    return x - sigma * noise, noise
+
+
+def v_prediction(x, sigma):
+    """The same for v = alpha n - s z with x / sqrt(sigma^2 + 1) = alpha z + s n (Salimans & Ho 2022)."""
+    alpha, s = 1 / (sigma**2 + 1).sqrt(), sigma / (sigma**2 + 1).sqrt()
+    v = linear(alpha * x)
+    return alpha * (alpha * x) - s * v, s * (alpha * x) + alpha * v
+
+
+def flow_prediction(x, sigma):
+    """The same for the velocity n - z on x = (1 - sigma) z + sigma n (Liu et al. 2022)."""
+    velocity = linear(x)
+    return x - sigma * velocity, x + (1 - sigma) * velocity
+
+
+@pytest.mark.parametrize("level", [0.05, 0.7, 1.0])
+@pytest.mark.parametrize("sampling, prediction", [(Eps(), eps_prediction), (Eps(), v_prediction),
+                                                  (Flow(), flow_prediction)])
+def test_inversion_is_exact_for_a_linear_denoiser(sampling, prediction, level):
+    """What is found is the noise that the network itself means, in its own parametrisation."""
+    sigma, z, n = torch.tensor(level), draw(0), draw(1)
+    expected = prediction(sampling.noise_scaling(sigma, n, z), sigma)[1]
+    found = stochastic_inversion(sampling, lambda x, s: prediction(x, s)[0], z, n, sigma)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_perfect_denoiser_finds_the_noise_that_was_added():
