@@ -1,4 +1,5 @@
 """Noise levels, stochastic inversion and synthesis on the host's own samplers."""
+import logging
 from typing import NamedTuple
 
 import comfy.model_management
@@ -26,6 +27,7 @@ from .progress import global_rng_kept
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
 
 class Inverted(NamedTuple):
@@ -65,8 +67,12 @@ def released_sigmas(model, strength: float, steps: int = RELEASED_STEPS) -> tupl
 
 
 def _guider(model, positive) -> comfy.samplers.CFGGuider:
-    """A guider with one conditioning and no guidance: LoRA, ControlNet, areas and hooks apply as in sampling."""
+    """A guider with one conditioning and no guidance: LoRA, ControlNet, areas and hooks apply as in sampling.
+
+    Patches that guide in another way (PAG, SAG, RescaleCFG) are left out: what counts is what the model itself sees.
+    """
     guider = comfy.samplers.CFGGuider(model)
+    guider.model_options = {k: v for k, v in guider.model_options.items() if k not in GUIDANCE_OPTIONS}
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
     return guider
@@ -124,9 +130,21 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
         x = released_start(sampling, x, noised_at, start_at)
     at_maximum = float(start_at) >= float(sampling.sigma_max) * (1 - 1e-5)
     noise = InversionNoise(seed, noise_between(sampling, start_at, x, z0, max_denoise=at_maximum), float(start_at))
-    noised = latent.copy()
-    noised["samples"] = model.model.process_latent_out(sampling.inverse_noise_scaling(start_at, x))
-    return Inverted(noise, noised)
+    noised = model.model.process_latent_out(_before_scaling(sampling, start_at, x))
+    return Inverted(noise, {**latent, "samples": noised})
+
+
+def _before_scaling(sampling, sigma: Tensor, x: Tensor) -> Tensor:
+    """The latent that a sampler scales to ``x`` when it adds no noise.
+
+    On flow models it multiplies by 1 - sigma, so at sigma 1 no latent can carry ``x``.
+    """
+    if float(sampling.noise_scaling(sigma, torch.zeros(1), torch.ones(1))) == 0:
+        logging.getLogger(__name__).warning(
+            "Stochastic Invert Latent: at this model's highest level (strength 1) a noised LATENT is impossible; the "
+            "output is zeros. Use the NOISE output, or a strength below 1.")
+        return torch.zeros_like(x)
+    return sampling.inverse_noise_scaling(sigma, x)
 
 
 def sampling_sigmas(model, scheduler: str, steps: int, strength: float, sampler: str = "euler") -> Tensor:

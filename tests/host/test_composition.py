@@ -1,0 +1,308 @@
+"""What people wire around the nodes: each thing changes the result, and only as it should."""
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from comfy_extras.nodes_freelunch import FreeU_V2
+from comfy_extras.nodes_model_advanced import RescaleCFG
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from inst_pack.inst_core import host
+from inst_pack.inst_core.host.sampling import level_of
+from inst_pack.inst_core.style import Style, save_style
+from inst_pack.nodes.inversion import InSTSample, InSTStochasticInvert
+from inst_pack.nodes.style import InSTStyleConditioning
+
+import nodes as host_nodes
+
+STRENGTH, LORA, CONTROLNET = 0.7, "inst-small-lora.safetensors", "inst-small-controlnet.safetensors"
+
+
+def style(seed: int = 0) -> Style:
+    vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(seed)) * 0.02
+    return Style({"clip_l": vectors}, family="SD15")
+
+
+def apply(clip, text: str = "a house, *", strength: float = 1.0, seed: int = 0) -> list:
+    return InSTStyleConditioning.execute(clip, style(seed), text, strength).result[0]
+
+
+def stock(clip, text: str) -> list:
+    return host_nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def content(batch: int = 1, height: int = 8, width: int = 8) -> dict:
+    return {"samples": torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(0)) * 4}
+
+
+def invert(model, positive, latent=None, strength: float = STRENGTH):
+    """The NOISE."""
+    return InSTStochasticInvert.execute(model, positive, latent or content(), strength, 0, "matched").result[0]
+
+
+def seen(model, positive, latent=None, strength: float = STRENGTH) -> torch.Tensor:
+    """The predicted noise."""
+    return invert(model, positive, latent, strength).noise
+
+
+def sample(model, positive, negative, latent=None, cfg: float = 3.0, steps: int = 2, sampler: str = "euler",
+           scheduler: str = "normal", **more) -> torch.Tensor:
+    return InSTSample.execute(model, positive, negative, latent or content(), steps, cfg, sampler, scheduler, STRENGTH,
+                              0, "matched", **more).result[0]["samples"]
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, by: float = 1e-3) -> bool:
+    return float((a - b).abs().max()) > by
+
+
+def close(a, b, atol: float = 1e-4):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
+
+
+@pytest.fixture()
+def wired(small):
+    """MODEL, CLIP, styled positive, negative."""
+    model, clip, _ = small
+    return model, clip, apply(clip), stock(clip, "")
+
+
+# ---- LoRA ----
+
+def test_several_loras_add_up_in_any_order(wired):
+    model, clip, positive, _ = wired
+
+    def with_loras(*strengths: float):
+        patched = model
+        for strength in strengths:
+            patched = host_nodes.LoraLoader().load_lora(patched, clip, LORA, strength, 0.0)[0]
+        return seen(patched, positive)
+
+    close(with_loras(0.75, 0.5), with_loras(0.5, 0.75))
+    close(with_loras(0.75, 0.5), with_loras(1.25))
+    assert differ(with_loras(0.75, 0.5), with_loras(0.75))
+    assert torch.equal(with_loras(0.0), with_loras())
+
+
+def test_a_lora_added_after_learning_changes_style_and_picture(wired):
+    """On the text encoder it changes what the style says, on the denoiser what it makes of that."""
+    model, clip, positive, negative = wired
+    patched_model, patched_clip = host_nodes.LoraLoader().load_lora(model, clip, LORA, 1.0, 1.0)
+    assert differ(apply(patched_clip)[0][0], positive[0][0])
+    assert differ(sample(patched_model, positive, negative), sample(model, positive, negative))
+
+
+# ---- ControlNet ----
+
+def test_controlnet_acts_in_an_inversion_within_its_percentages(wired, pictures):
+    """Strength 0.7 inverts at 30 percent of the way."""
+    model, _, positive, negative = wired
+    net = host_nodes.ControlNetLoader().load_controlnet(CONTROLNET)[0]
+
+    def controlled(start: float, end: float) -> torch.Tensor:
+        both = host_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, pictures[:1], 1.0, start,
+                                                                     end)
+        return seen(model, both[0])
+
+    plain, whole = seen(model, positive), controlled(0.0, 1.0)
+    assert differ(whole, plain)
+    assert torch.equal(controlled(0.0, 0.0), plain)
+    assert torch.equal(controlled(0.0, 0.29), plain) and torch.equal(controlled(0.31, 1.0), plain)
+    assert torch.equal(controlled(0.0, 0.31), whole) and torch.equal(controlled(0.29, 1.0), whole)
+
+
+# ---- masks and regions ----
+
+def left_half(value_left: float = 1.0) -> torch.Tensor:
+    mask = torch.full((1, 64, 128), 1 - value_left)
+    mask[..., :64] = value_left
+    return mask
+
+
+def test_a_masked_latent_is_kept_outside_by_stock_samplers_too(wired):
+    model, _, positive, negative = wired
+    latent = host_nodes.SetLatentNoiseMask().set_mask(content(1, 8, 16), left_half())[0]
+    sigmas = host.sampling_sigmas(model, "normal", 2, STRENGTH)
+    guider = CFGGuider.execute(model, positive, negative, 3.0).result[0]
+    out = SamplerCustomAdvanced.execute(invert(model, positive, latent), guider, comfy.samplers.sampler_object("euler"),
+                                        sigmas, latent).result[0]["samples"]
+    close(out[..., 9:], latent["samples"][..., 9:])
+    assert differ(out[..., :8], latent["samples"][..., :8])
+    own = sample(model, positive, negative, latent)
+    assert torch.equal(own[..., 9:], latent["samples"][..., 9:])
+    close(own[..., :8], out[..., :8])
+
+
+def test_an_inpainting_latent(small, pictures):
+    """VAE Encode (for Inpainting) greys the masked part out and sets the mask."""
+    model, clip, vae = small
+    mask = torch.zeros(1, 96, 128)
+    mask[..., :48] = 1
+    latent = host_nodes.VAEEncodeForInpaint().encode(vae, pictures[:1], mask, grow_mask_by=0)[0]
+    out = sample(model, apply(clip), stock(clip, ""), latent)
+    assert torch.equal(out[..., 7:], latent["samples"][..., 7:])
+    assert differ(out[..., :6], latent["samples"][..., :6])
+
+
+@pytest.mark.parametrize("kind", ["area", "mask"])
+def test_a_style_in_one_region_only(wired, kind):
+    """Conditioning (Set Area) or (Set Mask), then Combine: the other region is as without the style."""
+    model, clip, positive, _ = wired
+    plain, latent = stock(clip, "a house, "), content(1, 8, 16)
+
+    def part(conditioning, x: int) -> list:
+        if kind == "area":
+            return host_nodes.ConditioningSetArea().append(conditioning, 64, 64, x, 0, 1.0)[0]
+        mask = left_half(1.0 if x == 0 else 0.0)
+        return host_nodes.ConditioningSetMask().append(conditioning, mask, "default", 1.0)[0]
+
+    def combined(left, right) -> torch.Tensor:
+        both = host_nodes.ConditioningCombine().combine(part(left, 0), part(right, 64))[0]
+        return seen(model, both, latent)
+
+    mixed, without = combined(positive, plain), combined(plain, plain)
+    assert differ(mixed[..., :8], without[..., :8])
+    close(mixed[..., 8:], without[..., 8:])
+    close(combined(positive, positive)[..., :8], mixed[..., :8])
+
+
+# ---- styles, prompts, strengths ----
+
+def test_two_styles_combined_are_the_mean_of_their_predictions(wired):
+    model, clip, _, _ = wired
+    one, two = apply(clip, seed=1), apply(clip, seed=2)
+    both = host_nodes.ConditioningCombine().combine(one, two)[0]
+    assert differ(seen(model, one), seen(model, two))
+    close(seen(model, both), (seen(model, one) + seen(model, two)) / 2)
+
+
+def test_two_styles_in_one_prompt(wired):
+    """The second one as a stock embedding."""
+    _, clip, _, _ = wired
+    save_style(style(2), host.style_folders()[0] / "second.safetensors")
+    both = apply(clip, "a house, * by embedding:second")[0][0]
+    assert differ(both, apply(clip, "a house, * by ")[0][0])
+    assert differ(both, apply(clip, "a house, * by embedding:second", seed=1)[0][0])
+
+
+def test_a_weight_scales_the_style_as_it_scales_words(wired):
+    """(*:w) lies on the line from the empty prompt, for the style's own tokens."""
+    _, clip, _, _ = wired
+    tokens = slice(1, 3)  # after the start token
+    none, half, full, more = (apply(clip, f"(*:{w})")[0][0][:, tokens] for w in (0.0, 0.5, 1.0, 1.2))
+    assert differ(full, none)
+    close(half, (none + full) / 2)
+    close(more, none + 1.2 * (full - none))
+
+
+def test_style_strength_from_none_to_twice(wired):
+    model, clip, _, _ = wired
+    plain = stock(clip, "a house, ")
+    assert torch.equal(seen(model, apply(clip, strength=0.0)), seen(model, plain))
+    contexts = [apply(clip, strength=s)[0][0] - plain[0][0] for s in (0.5, 1.0, 1.5, 2.0)]
+    sizes = [float(c.norm()) / float(contexts[1].norm()) for c in contexts]
+    assert sizes == pytest.approx([0.5, 1.0, 1.5, 2.0], rel=1e-3)
+    noises = [seen(model, apply(clip, strength=s)) for s in (0.0, 0.5, 1.0, 2.0)]
+    assert all(differ(a, b) for a, b in zip(noises, noises[1:], strict=False))
+
+
+def test_the_negative_prompt_counts_with_guidance_and_not_without(wired):
+    model, clip, positive, empty = wired
+    negative = stock(clip, "blurry, a car")
+    assert torch.equal(sample(model, positive, negative, cfg=1.0), sample(model, positive, empty, cfg=1.0))
+    assert differ(sample(model, positive, negative), sample(model, positive, empty))
+    assert differ(sample(model, empty, positive), sample(model, empty, empty))  # a style to stay away from
+
+
+def test_clip_skip(wired):
+    """CLIP Set Last Layer: the style goes through the same layers as the words."""
+    model, clip, positive, _ = wired
+    skipped = host_nodes.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
+    save_style(style(), host.style_folders()[0] / "skipped.safetensors")
+    found = apply(skipped)
+    assert differ(found[0][0], positive[0][0])
+    assert torch.equal(found[0][0], stock(skipped, "a house,  embedding:skipped ")[0][0])
+    with host.training_mode():
+        contexts = []
+        for c in (clip, skipped):
+            with host.training_session(model, c, "a house, *", 2) as session:
+                contexts.append(session.text.encode(style().vectors).context.detach())
+    close(contexts[0], positive[0][0])
+    close(contexts[1], found[0][0])
+
+
+# ---- batches, tiles ----
+
+def test_every_frame_has_its_own_inversion_noise(wired):
+    model, _, positive, negative = wired
+    still = {"samples": content()["samples"].repeat(4, 1, 1, 1)}
+    noise = invert(model, positive, still)
+    assert all(differ(noise.noise[i], noise.noise[i + 1]) for i in range(3))
+    whole = sample(model, positive, negative, still, noise=noise)
+    part = host_nodes.LatentFromBatch().frombatch(still, 2, 2)[0]
+    close(sample(model, positive, negative, part, noise=noise), whole[2:])
+    close(sample(model, positive, negative, part), whole[2:])  # inverted apart: the same, too
+
+
+def test_tiled_vae(small, pictures):
+    model, clip, vae = small
+    latents = [host_nodes.VAEEncode().encode(vae, pictures[:1])[0],
+               host_nodes.VAEEncodeTiled().encode(vae, pictures[:1], 64, 16)[0]]
+    results = [sample(model, apply(clip), stock(clip, ""), latent) for latent in latents]
+    assert latents[1]["samples"].shape == latents[0]["samples"].shape
+    assert (results[0] - results[1]).abs().mean() < 0.05 * results[0].abs().mean()
+    whole = host_nodes.VAEDecode().decode(vae, {"samples": results[0]})[0]
+    tiled = host_nodes.VAEDecodeTiled().decode(vae, {"samples": results[0]}, 64, 16)[0]
+    assert tiled.shape == pictures[:1].shape and (whole - tiled).abs().mean() < 0.02
+
+
+# ---- model patches ----
+
+def test_a_patch_of_the_network_acts_everywhere(wired, monkeypatch):
+    """FreeU scales decoder features; it finds them by their width, which the small U-Net has another of."""
+    model, _, positive, negative = wired
+    monkeypatch.setitem(model.model.model_config.unet_config, "model_channels", 160)
+    patched = FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).result[0]
+    assert differ(seen(patched, positive), seen(model, positive))
+    noise = invert(model, positive)
+    assert differ(sample(patched, positive, negative, noise=noise), sample(model, positive, negative, noise=noise))
+
+
+@pytest.mark.parametrize("patch", [lambda model: PerturbedAttentionGuidance.execute(model, 3.0).result[0],
+                                   lambda model: RescaleCFG().patch(model, 1.0)[0]], ids=["PAG", "RescaleCFG"])
+def test_a_patch_of_the_guidance_acts_on_sampling_only(wired, patch):
+    """An inversion has no guidance."""
+    model, _, positive, negative = wired
+    patched = patch(model)
+    assert torch.equal(seen(patched, positive), seen(model, positive))
+    noise = invert(model, positive)
+    assert differ(sample(patched, positive, negative, noise=noise), sample(model, positive, negative, noise=noise))
+    assert not {"sampler_cfg_function", "sampler_post_cfg_function"} & set(model.model_options)
+
+
+# ---- samplers and schedulers ----
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_scheduler_starts_at_the_strength(small, scheduler, steps):
+    model = small[0]
+    for sampler in ("euler", next(iter(comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS))):
+        for strength in (0.2, 0.55, 0.9):
+            sigmas = host.sampling_sigmas(model, scheduler, steps, strength, sampler)
+            assert float(sigmas[0]) == pytest.approx(float(level_of(model, strength)))
+            assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+
+
+def dull(apply, call) -> torch.Tensor:
+    """Stands for the network: a denoiser that is nothing but a number."""
+    return call["input"] * (0.5 / (1 + call["timestep"].view(-1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_every_sampler_on_every_scheduler(small, sampler):
+    """The whole table: the host's and our own arithmetic, without the network. That goes through every sampler and
+    every scheduler in test_sampling.py."""
+    model, prompt = small[0].clone(), [[torch.zeros(1, 77, 768), {}]]
+    model.set_model_unet_function_wrapper(dull)
+    noise = invert(model, prompt)
+    for scheduler in comfy.samplers.KSampler.SCHEDULERS:
+        out = sample(model, prompt, prompt, cfg=1.0, sampler=sampler, scheduler=scheduler, noise=noise)
+        assert torch.isfinite(out).all() and differ(out, content()["samples"]), scheduler
