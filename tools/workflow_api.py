@@ -4,6 +4,7 @@ from typing import Any
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+AUTOGROW = "COMFY_AUTOGROW_V3"  # its sockets are called images.image0, images.image1, ...
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
 

@@ -1,14 +1,12 @@
 """A real ComfyUI server over HTTP, started once for all tests and ended in every case."""
-import importlib
-import os
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+from running import COMFYUI, MODELS, ROOT, SMALL, make_home, serving, write_style  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -16,19 +14,13 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason="needs ComfyUI: run 'python3 tools/dev.py test'")
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and "client" in item.fixturenames:
             item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """A ComfyUI home of its own: the small models linked in, everything written stays there."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "models").mkdir()
-    for kind in Path(MODELS).iterdir():
-        if kind.is_dir() and kind.name != "inst_styles":
-            (folder / "models" / kind.name).symlink_to(kind)
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +28,8 @@ def client(home):
     """A client of a running server that has the pack."""
     from client import Client
 
-    dev = importlib.import_module("dev")
-    dev.HOME, dev.LOG = home, home / "server.log"
-    dev.link_pack()
-    with dev.server(Path(COMFYUI), Path(sys.executable)) as running:
-        yield Client(running.url)
+    with serving(home) as url:
+        yield Client(url)
 
 
 @pytest.fixture(scope="session")
@@ -60,27 +49,16 @@ def picture(home) -> str:
     return "example.png"
 
 
-SMALL = {
-    "CheckpointLoaderSimple": {"ckpt_name": "inst-small.safetensors"},
-    "CLIPVisionLoader": {"clip_name": "inst-small-vit-l.safetensors"},
-    "InST_LearnStyle": {"steps": 4, "resolution": 64},
-    "InST_Sample": {"steps": 3},
-    "ImageScaleToTotalPixels": {"megapixels": 0.01},
-    "KSampler": {"steps": 2},
-    "EmptyLatentImage": {"width": 64, "height": 64},
-    "InST_CosineScheduler": {"steps": 3},
-}
-
-
 @pytest.fixture(scope="session")
 def small_prompt(object_info, picture):
-    """A shipped workflow as a prompt for the small models: {file name} -> API prompt."""
-    import json
+    """A workflow as a prompt that takes seconds; nodes of the titles or types in ``without`` are muted."""
+    from workflow_api import MUTED, to_api
 
-    from workflow_api import to_api
-
-    def convert(name: str) -> dict:
-        prompt = to_api(json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8")), object_info)
+    def convert(name: str, folder: Path = ROOT / "workflows", without: tuple[str, ...] = ()) -> dict:
+        workflow = json.loads((folder / name).read_text(encoding="utf-8"))
+        for node in workflow["nodes"]:
+            node["mode"] = MUTED if {node.get("title"), node["type"]} & set(without) else node["mode"]
+        prompt = to_api(workflow, object_info)
         for node in prompt.values():
             node["inputs"] |= SMALL.get(node["class_type"], {})
         return prompt
@@ -89,6 +67,8 @@ def small_prompt(object_info, picture):
 
 
 @pytest.fixture(scope="session")
-def learned(client, small_prompt) -> dict:
-    """The history entry of the learn workflow; it leaves style_00001 behind."""
-    return client.wait(client.queue(small_prompt("2_learn_a_style.json")))
+def learned(client, home, small_prompt) -> dict:
+    """The history entry of the learn workflow; it leaves style_00001 behind. Beside it there is a style_00002."""
+    entry = client.wait(client.queue(small_prompt("2_learn_a_style.json")))
+    write_style(home, "style_00002")
+    return entry

@@ -7,11 +7,12 @@ import pytest
 import torch
 from client import PromptError
 from PIL import Image
+from running import ROOT
 from safetensors.torch import save_file
-from workflow_api import has_control, inputs_of, widget_values
+from workflow_api import AUTOGROW, has_control, inputs_of, widget_values
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted(p.name for p in (ROOT / "workflows").glob("*.json"))
+EARLIER = sorted(Path(__file__).parent.glob("workflows_*/*.json"))
 NODES = sorted(set(re.findall(r'node_id="(InST_\w+)"', "".join(p.read_text() for p in (ROOT / "nodes").glob("*.py")))))
 
 
@@ -37,13 +38,14 @@ def test_workflows_are_listed_as_templates_with_thumbnails(client):
     listed = client.get("/api/workflow_templates")["ComfyUI-InST"]
     assert sorted(f"{name}.json" for name in listed) == WORKFLOWS
     for name in WORKFLOWS:
-        thumbnail = ROOT / "workflows" / name.replace(".json", ".jpg")
-        assert thumbnail.read_bytes()[:2] == b"\xff\xd8"
+        thumbnail = Image.open(ROOT / "workflows" / name.replace(".json", ".jpg"))
+        assert thumbnail.format == "JPEG" and thumbnail.width == thumbnail.height  # the browser shows squares
+        assert len(name) <= len(".json") + 26  # more would be cut off
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_shipped_workflow_runs(client, home, small_prompt, learned, name):
-    entry = client.wait(client.queue(small_prompt(name)))
+def run(client, home: Path, prompt: dict) -> None:
+    """Queues a prompt and looks at the pictures that come out."""
+    entry = client.wait(client.queue(prompt))
     files = [i for output in entry["outputs"].values() for i in output.get("images", ())]
     assert files
     for file in files:
@@ -52,22 +54,99 @@ def test_every_shipped_workflow_runs(client, home, small_prompt, learned, name):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_files_are_whole(name, object_info):
-    """Links agree with sockets on both sides, values with widgets; loaders say where their files can be had."""
-    workflow = json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))
+def test_every_shipped_workflow_runs(client, home, small_prompt, learned, name):
+    run(client, home, small_prompt(name))
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_workflows_of_earlier_versions_still_run(client, home, small_prompt, learned, path):
+    run(client, home, small_prompt(path.name, path.parent))
+
+
+def test_the_comparison_does_without_muted_methods(client, home, small_prompt, learned):
+    """As its note says; their labels are taken out by hand."""
+    muted = "InST_LearnStyle", "InST", "StyTr2", "AdaAttN", "CAST", "StyleShot"
+    prompt = small_prompt("compare_methods.json", without=muted)
+    figure = next(n["inputs"] for n in prompt.values() if n["class_type"] == "InST_ComparisonGrid")
+    left = [prompt[figure[k][0]]["_meta"]["title"] for k in sorted(figure) if k.startswith("images.")]
+    assert left[1:] == ["Painting", "Gatys"]
+    figure["column_labels"] = "Content\nStyle\nGatys"
+    run(client, home, prompt)
+
+
+@pytest.fixture(params=WORKFLOWS)
+def workflow(request) -> dict:
+    return json.loads((ROOT / "workflows" / request.param).read_text(encoding="utf-8"))
+
+
+def test_links_agree_with_sockets_on_both_sides(workflow, object_info):
     nodes = {n["id"]: n for n in workflow["nodes"]}
+    ends = set()
     for link, source, out, target, into, kind in workflow["links"]:
+        socket = nodes[target]["inputs"][into]
         assert link in nodes[source]["outputs"][out]["links"] and nodes[source]["outputs"][out]["type"] == kind
-        assert nodes[target]["inputs"][into]["link"] == link and nodes[target]["inputs"][into]["type"] == kind
+        assert socket["link"] == link and (socket["type"] == "*" or kind in socket["type"].split(","))
+        ends.add((target, into))
+    assert ends == {(n["id"], i) for n in workflow["nodes"] for i, s in enumerate(n["inputs"]) if s["link"]}
+
+
+def test_sockets_and_widgets_are_those_of_the_nodes(workflow, object_info):
+    """Every node is known; it has all its sockets, outputs and widget values, and what must be linked is."""
+    for node in (n for n in workflow["nodes"] if n["type"] != "MarkdownNote"):
+        info = object_info[node["type"]]
+        inputs, links = inputs_of(info), {s["name"]: s["link"] for s in node["inputs"]}
+        controls = sum(has_control(k, v) for k, v in inputs.items())
+        uploads = sum(bool(len(v) > 1 and v[1].get("image_upload")) for v in inputs.values())
+        values = widget_values(node, info)
+        assert len(node["widgets_values"]) == len(values) + controls + uploads
+        assert [o["type"] for o in node["outputs"]] == info["output"]
+        for name in inputs:
+            grown = [link for socket, link in links.items() if inputs[name][0] == AUTOGROW
+                     and socket.startswith(f"{name}.")]
+            assert name in links or grown
+            if name in info["input"]["required"] and name not in values:
+                assert links.get(name) or any(grown), f"{node['type']}.{name} is not connected"
+
+
+def test_people_are_told_what_to_do_and_where_files_come_from(workflow):
+    note = next(n for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    assert note["title"] and len(note["widgets_values"][0]) > 100
     for node in workflow["nodes"]:
-        if node["type"] in NODES:
-            inputs = inputs_of(object_info[node["type"]])
-            controls = sum(has_control(k, v) for k, v in inputs.items())
-            assert len(node["widgets_values"]) == len(widget_values(node, object_info[node["type"]])) + controls
-        if node["type"] in ("CheckpointLoaderSimple", "CLIPVisionLoader"):
-            assert all(m["name"] in node["widgets_values"] and m["url"].startswith("https://")
-                       for m in node["properties"]["models"])
-    assert any(n["type"] == "MarkdownNote" for n in workflow["nodes"])
+        models = node["properties"].get("models", [])
+        assert all(m["name"] in node["widgets_values"] and m["url"].startswith("https://") and m["directory"]
+                   for m in models)
+        if node["type"] in ("CheckpointLoaderSimple", "CLIPVisionLoader", "LoraLoader", "ControlNetLoader"):
+            assert models
+        files = [v for v in node["widgets_values"] if str(v).endswith((".safetensors", ".pth"))]
+        told = {m["name"] for m in models}
+        if node["type"] != "InST_LoadStyle":
+            assert all(f in told or f in note["widgets_values"][0] for f in files), files
+
+
+def test_the_blueprint_is_offered_and_whole(client, object_info):
+    """One box, whose sockets and widgets lead to nodes that are there."""
+    offered = {k: v for k, v in client.get("/global_subgraphs").items() if v["source"] == "custom_node"}
+    assert [v["name"] for v in offered.values()] == ["Style transfer (InST)"]
+    file = json.loads(client.get(f"/global_subgraphs/{next(iter(offered))}")["data"])
+    box, subgraph = file["nodes"][0], file["definitions"]["subgraphs"][0]
+    assert box["type"] == subgraph["id"]
+    assert [i["name"] for i in box["inputs"]] == [i["name"] for i in subgraph["inputs"]]
+    nodes, links = {n["id"]: n for n in subgraph["nodes"]}, {link["id"]: link for link in subgraph["links"]}
+    for number, link in links.items():
+        if link["origin_id"] == -10:
+            assert number in subgraph["inputs"][link["origin_slot"]]["linkIds"]
+        else:
+            assert number in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        if link["target_id"] == -20:
+            assert number in subgraph["outputs"][link["target_slot"]]["linkIds"]
+        else:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == number
+    for node in nodes.values():
+        assert [o["type"] for o in node["outputs"]] == object_info[node["type"]]["output"]
+    widgets = [i["name"] for i in box["inputs"] if "widget" in i]
+    assert {"text", "strength", "seed"} < set(widgets) and len(box["properties"]["proxyWidgets"]) == len(widgets)
+    for number, widget in box["properties"]["proxyWidgets"]:
+        assert any(i["name"] == widget and i["link"] for i in nodes[int(number)]["inputs"])
 
 
 def test_learning_reports_and_saves_its_file(home, learned):
