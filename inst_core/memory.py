@@ -16,9 +16,14 @@ T = TypeVar("T")
 L = TypeVar("L", bound=Halvable)
 
 
+# What torch says without a type of its own: main memory on Linux and macOS, on Windows, and Apple's GPUs.
+_MESSAGES = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for torch's and Python's ways to say so."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            or any(message in str(error) for message in _MESSAGES))
 
 
 class WithinMemory(Generic[L]):
@@ -36,3 +41,22 @@ class WithinMemory(Generic[L]):
                 if smaller is None or not is_out_of_memory(error):
                     raise
             self.limits = smaller  # outside the handler: the failed call's tensors are gone by now
+
+
+def kept_for_backward(function: Callable[[], torch.Tensor]) -> int:
+    """Bytes that the graph of ``function``'s result keeps alive for backward, besides what existed before.
+
+    Weights that are used as they are do not count: they are leaves, whose memory is shared by every call.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not (tensor.is_leaf and isinstance(tensor, torch.nn.Parameter)):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()
+    del result
+    return sum(kept.values())

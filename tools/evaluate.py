@@ -24,6 +24,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -126,13 +127,14 @@ def as_png(picture: Tensor) -> bytes:
 
 
 def read_weights(path: Path) -> Weights:
-    """A state dict; pickles are read with tensors only.
+    """A state dict whose tensors stay in the file until they are used; pickles are read with tensors only.
 
     Raises:
         ValueError: no table of tensors.
     """
     try:
-        held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        held = (load_file(path) if path.suffix == ".safetensors" else
+                torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
     except Exception as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     held = held.get("model_state_dict", held) if isinstance(held, dict) else {}

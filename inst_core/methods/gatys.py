@@ -303,7 +303,9 @@ def stylize(vgg: VGG, content: Tensor, style: Tensor, settings: Settings = Setti
         network = copy.deepcopy(vgg)  # weights made in inference mode cannot be differentiated through
         device = next(network.parameters()).device
         for i in range(content.shape[0]):
-            pair = [p.to(device, torch.float32, copy=True) for p in (content[i:i + 1], style[i % style.shape[0], None])]
+            # Channels first, as the authors' pictures lie: otherwise rounding decides other ties in max pooling.
+            pair = [p.to(device, torch.float32, copy=True, memory_format=torch.contiguous_format)
+                    for p in (content[i:i + 1], style[i % style.shape[0], None])]
             results.append(_both_passes(network, *pair, settings, partial(_later, progress, i * settings.total_steps)))
     pictures, losses = zip(*results, strict=True)
     return Result(torch.cat(pictures).to(content.device), list(losses))

@@ -52,23 +52,45 @@ def load(write):
     return load
 
 
-def images(data, case):
-    return [data.tensor(f"{case}/{role}_u8")[None] / 255 for role in ("content", "style")]
+def released(variant: str) -> list[str]:
+    """Files of an AdaAttN of another configuration; the VGG is the same."""
+    names = [ADAATTN[0], *(f"{variant}/{name}" for name in ADAATTN[1:])]
+    return names if "skip1" in variant else names[:-1]
 
 
-@pytest.mark.parametrize("kind, roles, case, expected, safetensors", [
-    ("stytr2", STYTR2, "ext_rect", "ext_rect/output", False),
-    ("adaattn", ADAATTN[::-1], "sample", "sample/output", False),
-    ("adaattn", VIDEO, "rect", "video_rect/output", True),
-    ("cast", CAST, "rect", "rect/fake_B", True),
+@pytest.mark.parametrize("kind, roles, outputs, safetensors", [
+    ("stytr2", STYTR2, {case: f"{case}/output" for case in ("sq64", "sq160", "ext_rect")}, False),
+    ("adaattn", ADAATTN[::-1], {case: f"{case}/output" for case in ("sq64", "rect", "sample")}, False),
+    *(("adaattn", released(variant), {variant: f"{variant}/output"}, True)
+      for variant in ("variant_skip0_shallow0", "variant_skip1_shallow0", "variant_skip0_shallow1")),
+    ("adaattn", VIDEO, {"rect": "video_rect/output"}, True),
+    ("cast", CAST, {case: f"{case}/fake_B" for case in ("sq64", "rect", "odd", "small_style")}, True),
 ])
-def test_official_output_through_files_and_nodes(load, golden, kind, roles, case, expected, safetensors):
-    data = golden(kind)
-    model = load(kind, roles, safetensors=safetensors)
-    result = InSTTransferStyle.execute(model, *images(data, case), 1.0, "none").result[0]
-    picture = data.tensor(expected)
-    picture = (picture + 1) / 2 if kind == "cast" else picture
-    torch.testing.assert_close(result, picture.clamp(0, 1).permute(0, 2, 3, 1), atol=ATOL, rtol=0)
+def test_official_output_through_files_and_nodes(load, golden, kind, roles, outputs, safetensors):
+    data, model = golden(kind), load(kind, roles, safetensors=safetensors)
+    for case, key in outputs.items():
+        content, style = (data.tensor(f"{case}/{role}_u8")[None] / 255 for role in ("content", "style"))
+        result = InSTTransferStyle.execute(model, content, style, 1.0, "none").result[0]
+        expected = data.tensor(key)[:, :, :content.shape[1], :content.shape[2]]
+        expected = (expected + 1) / 2 if kind == "cast" else expected
+        torch.testing.assert_close(result, expected.clamp(0, 1).permute(0, 2, 3, 1), atol=ATOL, rtol=0, msg=case)
+
+
+def test_official_losses_of_gatys_through_its_file(write, golden, monkeypatch):
+    """What the node hands to the method, from the file that it opens, has the official loss and gradient."""
+    data, seen = golden("gatys"), []
+    name, = write("gatys", ["vgg_conv.pth"])
+    monkeypatch.setattr(gatys, "minimise", lambda *start: seen.append(start[:2]) or (start[1], [1.0]))
+    for case in ("sq64", "rect"):
+        for pooling in ("max", "avg"):
+            content, style = (data.tensor(f"{case}/{role}_u8")[None] / 255 for role in ("content", "style"))
+            paint(name, content, style, size=64, pooling=pooling)
+            objective, levels = seen[-1]
+            with torch.inference_mode(False):
+                loss, gradient = objective.loss_and_gradient(levels)
+            expected = data.tensor(f"{case}/{pooling}/weighted_losses_at_content").sum()
+            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+            torch.testing.assert_close(gradient, data.tensor(f"{case}/{pooling}/grad_at_content"), atol=1e-4, rtol=1e-5)
 
 
 def test_odd_images_and_batches(load, golden):

@@ -178,7 +178,7 @@ def test_cosine_attention_is_the_papers_though_it_is_linear(video):
     torch.testing.assert_close(adaattn.positions(found).double(), expected, atol=ATOL, rtol=1e-4)
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (61, 72), (33, 200)])
+@pytest.mark.parametrize("height, width", [(32, 32), (61, 72), (33, 1040)])
 def test_any_size_keeps_its_size(model, video, height, width):
     generator = torch.Generator().manual_seed(0)
     content, style = torch.rand(1, 3, height, width, generator=generator), torch.rand(1, 3, 17, 40, generator=generator)

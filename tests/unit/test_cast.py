@@ -73,7 +73,7 @@ def test_small_limits_give_the_same(model, data, case):
     assert error(model, data, case, limits=Limits(tile=16)) <= ATOL
 
 
-@pytest.mark.parametrize("height, width", [(9, 9), (70, 52), (11, 400)])
+@pytest.mark.parametrize("height, width", [(9, 9), (70, 52), (11, 4096)])
 def test_any_size_keeps_its_size(model, height, width):
     generator = torch.Generator().manual_seed(0)
     content, style = torch.rand(1, 3, height, width, generator=generator), torch.rand(1, 3, 9, 33, generator=generator)

@@ -127,10 +127,10 @@ class Mean(common.StyleTransferModel):
     name = "Mean"
     minimum_content, minimum_style, multiple = 9, 10, 4
 
-    def __init__(self, memory: int = 2**62):
+    def __init__(self, memory: int = 2**62, error: Exception | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.memory, self.styles_encoded, self.sizes = memory, 0, []
+        self.memory, self.error, self.styles_encoded, self.sizes = memory, error or torch.OutOfMemoryError(), 0, []
 
     def encode_content(self, picture, limits):
         self.sizes.append(tuple(picture.shape[2:]))
@@ -142,7 +142,7 @@ class Mean(common.StyleTransferModel):
 
     def transform(self, content, style, limits):
         if limits.entries > self.memory:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return ((content[0] + style[0]) / 2,)
 
     def decode(self, features, limits):
@@ -180,9 +180,15 @@ def test_alpha_blends_with_the_content_as_its_own_style():
     torch.testing.assert_close(Mean().stylize(content, style, alpha=0.25), ends[0].lerp(ends[1], 0.25))
 
 
-def test_out_of_memory_falls_back_to_smaller_limits():
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+])
+def test_out_of_memory_falls_back_to_smaller_limits(error):
     content, style = pictures(2), pictures(seed=1)
-    scarce = Mean(memory=2**20)
+    scarce = Mean(memory=2**20, error=error)
     assert torch.equal(scarce.stylize(content, style), Mean().stylize(content, style))
     assert len(scarce.sizes) == 4  # 2^23, 2^21, 2^19, and the second picture starts where the first one worked
 

@@ -99,7 +99,7 @@ def test_small_limits_give_the_same(model, data, case, limits):
     assert error(model, data, case, limits=limits) <= ATOL
 
 
-@pytest.mark.parametrize("height, width", [(17, 16), (70, 45), (16, 300)])
+@pytest.mark.parametrize("height, width", [(17, 16), (70, 45), (16, 4096)])
 def test_any_size_keeps_its_size(model, height, width):
     generator = torch.Generator().manual_seed(0)
     content, style = torch.rand(1, 3, height, width, generator=generator), torch.rand(1, 3, 31, 50, generator=generator)
