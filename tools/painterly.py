@@ -443,7 +443,7 @@ def chalk(x: Tensor, draw: Draw) -> Tensor:
     """Crayon on rough paper: the paper shows where its grain is low."""
     paper = colour(draw, 0.1, 0.95)
     grain = along(noise(x, draw, draw.uniform(1, 2)), flow(x, draw, 8), draw.integer(0, 5))
-    grain = grain / grain.std() + 0.7 * noise(x, draw, 1.3)
+    grain = grain / grain.std((1, 2, 3), keepdim=True) + 0.7 * noise(x, draw, 1.3)
     covered = ((grain + draw.uniform(0.2, 1.0)) * draw.uniform(1.5, 4)).sigmoid()
     return torch.lerp(paper.expand_as(x), blur(x, draw.uniform(0.5, 2.5)), covered)
 
