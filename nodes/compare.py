@@ -7,17 +7,9 @@ from torch import Tensor
 from ..inst_core import host, metrics
 from ..inst_core.grid import arranged, grid
 from ..inst_core.metrics.artfid import load_inception
-from .transfer import (
-    COMPARE_CATEGORY,
-    NO_FILES,
-    NONE,
-    WORKING_MEMORY,
-    _file_problem,
-    _files,
-    _image,
-    _pictures,
-    _weights,
-)
+from .sockets import COMPARE_CATEGORY, to_image, to_pictures
+from .transfer import WORKING_MEMORY
+from .weights import NO_FILES, NONE, file_problem, read_weights, weight_files
 
 LPIPS_FILE = "lpips-alex.safetensors"
 LPIPS_MISSING = (f"{LPIPS_FILE} is not in models/style_transfer: the weights of AlexNet and LPIPS, 10 MB. "
@@ -37,7 +29,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _optional(name: str) -> dict[str, Tensor] | None:
-    return None if name == NONE else _weights(name)
+    return None if name == NONE else read_weights(name)
 
 
 class InSTComparisonGrid(io.ComfyNode):
@@ -74,7 +66,7 @@ class InSTComparisonGrid(io.ComfyNode):
     @classmethod
     def execute(cls, images: io.Autogrow.Type, each_input_is, column_labels, row_labels, height, gap,
                 fit) -> io.NodeOutput:
-        batches = [_pictures(image, name) for name, image in images.items() if image is not None]
+        batches = [to_pictures(image, name) for name, image in images.items() if image is not None]
         cells = arranged(batches, as_rows=each_input_is == "a row", crop=fit == "crop")
         return io.NodeOutput(grid(cells, _lines(row_labels), _lines(column_labels), height, gap))
 
@@ -83,8 +75,9 @@ class InSTMetrics(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def more(name: str, first: str, tooltip: str) -> io.Combo.Input:
-            return io.Combo.Input(name, options=[NONE, *(f for f in _files(first) if f != NO_FILES)], default=NONE,
-                                  optional=True, advanced=True, tooltip=tooltip)
+            files = [file for file in weight_files(first) if file != NO_FILES]
+            return io.Combo.Input(name, options=[NONE, *files], default=NONE, optional=True, advanced=True,
+                                  tooltip=tooltip)
 
         return io.Schema(
             node_id="InST_Metrics",
@@ -123,18 +116,19 @@ class InSTMetrics(io.ComfyNode):
     def validate_inputs(cls, vgg19=NONE, csd=NONE, art_inception=NONE) -> bool | str:
         if _lpips_name() is None:
             return LPIPS_MISSING
-        return _file_problem(*(name for name in (vgg19, csd, art_inception) if name != NONE))
+        return file_problem(vgg19, csd, art_inception)
 
     @classmethod
     def execute(cls, content, style, result, unrelated=None, clip_vision=None, size=metrics.SIDE, vgg19=NONE,
                 csd=NONE, art_inception=NONE) -> io.NodeOutput:
         if (name := _lpips_name()) is None:
             raise ValueError(LPIPS_MISSING)
-        batches = [_pictures(content, "content"), _pictures(style, "style"), _pictures(result, "result")]
-        other = None if unrelated is None else _pictures(unrelated, "unrelated")
+        batches = [to_pictures(content, "content"), to_pictures(style, "style"), to_pictures(result, "result")]
+        other = None if unrelated is None else to_pictures(unrelated, "unrelated")
         device = host.make_room(WORKING_MEMORY)
-        networks = metrics.load_networks(_weights(name), device, _optional(vgg19), _clip(clip_vision), _optional(csd))
-        inception = None if art_inception == NONE else load_inception(_weights(art_inception)).to(device)
+        networks = metrics.load_networks(read_weights(name), device, _optional(vgg19), _clip(clip_vision),
+                                         _optional(csd))
+        inception = None if art_inception == NONE else load_inception(read_weights(art_inception)).to(device)
         bar = host.Progress(len(batches[2]))
         measured = metrics.measure_batches(metrics.Judge(networks, size), *batches, other, inception, bar.update)
         return io.NodeOutput(metrics.report(*measured), metrics.as_json(*measured),
@@ -147,5 +141,5 @@ def _clip(clip_vision):
         return None
 
     def embed(pictures: Tensor) -> Tensor:
-        return host.picture_features(clip_vision, _image(pictures)).embed
+        return host.picture_features(clip_vision, to_image(pictures)).embed
     return embed

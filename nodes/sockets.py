@@ -1,9 +1,13 @@
 """Sockets and widgets that several nodes share."""
 from comfy_api.latest import io
+from einops import rearrange
+from torch import Tensor
 
+from ..inst_core import preprocess
 from ..inst_core.inversion import TIMINGS
 
 CATEGORY = "InST"
+COMPARE_CATEGORY = f"{CATEGORY}/compare"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 InstStyle = io.Custom("INST_STYLE")
@@ -27,3 +31,13 @@ def timing_input() -> io.Combo.Input:
         "timing", options=list(TIMINGS), default="matched", advanced=True,
         tooltip="matched: noise is added at the level where sampling starts. released: the two slightly different "
                 "levels of the published code, with its DDIM levels, for comparison with the paper.")
+
+
+def to_pictures(image: Tensor, name: str) -> Tensor:
+    """IMAGE -> (B, 3, H, W)."""
+    return rearrange(preprocess.as_rgb(image, name), "b h w c -> b c h w")
+
+
+def to_image(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) -> IMAGE."""
+    return rearrange(pictures, "b c h w -> b h w c").contiguous()

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from ..inst_core import host, preprocess
 from ..inst_core.methods.styleshot import shuffled_order
-from .sockets import MAX_SEED
-from .transfer import COMPARE_CATEGORY, NONE, _file_problem, _files, _image, _pictures
+from .sockets import COMPARE_CATEGORY, MAX_SEED, to_image, to_pictures
+from .weights import NONE, chosen, file_problem, weight_files
 
 StyleShot = io.Custom("STYLESHOT")
 AS_THEY_COME, SHUFFLED = "as they come", "shuffled"
@@ -15,7 +15,7 @@ CONTROL_MAP, INVERTED, PHOTOGRAPH = "control map", "inverted control map", "phot
 def _control_map(styleshot: host.StyleShot, image: Tensor, control_type: str) -> Tensor:
     """The control map (B, H, W, 3) in [0, 1] that StyleShot's ControlNet reads."""
     if control_type == PHOTOGRAPH:
-        return _image(styleshot.contours(_pictures(image, "control_image")))
+        return to_image(styleshot.contours(to_pictures(image, "control_image")))
     image = preprocess.as_rgb(image, "control_image")
     return 1 - image if control_type == INVERTED else image
 
@@ -31,12 +31,12 @@ class InSTLoadStyleShot(io.ComfyNode):
                         "are recognised by their contents and stay on the disk until they are used.",
             search_aliases=["styleshot", "style shot", "style transfer", "ip-adapter style"],
             inputs=[
-                io.Combo.Input("encoder", options=_files("style_aware"),
+                io.Combo.Input("encoder", options=weight_files("style_aware"),
                                tooltip="style_aware_encoder.bin: turns a style picture into style tokens."),
-                io.Combo.Input("adapter", options=_files("ip."),
+                io.Combo.Input("adapter", options=weight_files("ip."),
                                tooltip="ip.bin of the same release: brings the tokens into the U-Net, and holds the "
                                        "ControlNet for the content."),
-                io.Combo.Input("contour_detector", options=[NONE, *_files("hed")], default=NONE, optional=True,
+                io.Combo.Input("contour_detector", options=[NONE, *weight_files("hed")], default=NONE, optional=True,
                                tooltip="ControlNetHED.pth, if Apply StyleShot shall find the contours of a photograph "
                                        "itself. None when you bring a control map."),
             ],
@@ -45,12 +45,12 @@ class InSTLoadStyleShot(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder, adapter, contour_detector=NONE) -> bool | str:
-        return _file_problem(*(name for name in (encoder, adapter, contour_detector) if name != NONE))
+        return file_problem(encoder, adapter, contour_detector)
 
     @classmethod
     def execute(cls, encoder, adapter, contour_detector=NONE) -> io.NodeOutput:
-        names = dict.fromkeys(name for name in (encoder, adapter, contour_detector) if name != NONE)
-        paths = {name: host.model_path(host.TRANSFER_FOLDER, name) for name in names}
+        paths = {name: host.model_path(host.TRANSFER_FOLDER, name)
+                 for name in chosen(encoder, adapter, contour_detector)}
         return io.NodeOutput(host.StyleShot({name: host.open_weights(path) for name, path in paths.items()}))
 
 
@@ -111,7 +111,7 @@ class InSTApplyStyleShot(io.ComfyNode):
         if weight == 0 and not steered:
             return io.NodeOutput(model, positive, negative)
         order = shuffled_order(patch_seed) if patch_order == SHUFFLED else None
-        seen = styleshot.encode(_pictures(style, "style"), order)
+        seen = styleshot.encode(to_pictures(style, "style"), order)
         if steered:
             control_map = _control_map(styleshot, control_image, control_type)
             positive, negative = host.controlled(positive, negative, styleshot.controlnet(seen.tokens), control_map,

@@ -2,54 +2,19 @@
 from collections.abc import Callable
 
 from comfy_api.latest import io
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..inst_core import host, preprocess
+from ..inst_core import host
 from ..inst_core.methods import common, gatys, load_style_model, vgg
-from .sockets import CATEGORY, seed_input
+from .sockets import COMPARE_CATEGORY, seed_input, to_image, to_pictures
+from .weights import NONE, chosen, file_problem, read_weights, weight_files
 
-COMPARE_CATEGORY = f"{CATEGORY}/compare"
-NO_FILES = "(put weight files into models/style_transfer)"
-NONE = "none"
 WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
 PREVIEWS = 20  # pictures shown during a Gatys run
 STYLE_LAYERS = ", ".join(gatys.STYLE_LAYERS)
 
 StyleTransferModel = io.Custom("STYLE_TRANSFER_MODEL")
-
-
-def _files(first: str = "") -> list[str]:
-    """Files of the folder, those with ``first`` in their names first."""
-    names = host.model_files(host.TRANSFER_FOLDER)
-    return sorted(names, key=lambda name: first not in name.lower()) or [NO_FILES]
-
-
-def _file_problem(*names: str) -> bool | str:
-    """True, or why the chosen files cannot be opened."""
-    if NO_FILES in names:
-        return "There is no weight file yet. Put one into models/style_transfer, press R and choose it here."
-    try:
-        for name in names:
-            host.model_path(host.TRANSFER_FOLDER, name)
-    except ValueError as error:
-        return str(error)
-    return True
-
-
-def _weights(name: str) -> dict[str, Tensor]:
-    return host.load_weights(host.model_path(host.TRANSFER_FOLDER, name))
-
-
-def _pictures(image: Tensor, name: str) -> Tensor:
-    """IMAGE -> (B, 3, H, W)."""
-    return rearrange(preprocess.as_rgb(image, name), "b h w c -> b c h w")
-
-
-def _image(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) -> IMAGE."""
-    return rearrange(pictures, "b c h w -> b h w c").contiguous()
 
 
 def _reporter(total: int, every: int) -> Callable[[int, Tensor], None]:
@@ -58,7 +23,7 @@ def _reporter(total: int, every: int) -> Callable[[int, Tensor], None]:
 
     def report(done: int, picture: Tensor) -> None:
         due = done % every == 0 or done == total
-        bar.update(done, Image.fromarray((_image(picture)[0] * 255).round().byte().cpu().numpy()) if due else None)
+        bar.update(done, Image.fromarray((to_image(picture)[0] * 255).round().byte().cpu().numpy()) if due else None)
 
     return report
 
@@ -67,7 +32,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def more(number: int, tooltip: str) -> io.Combo.Input:
-            return io.Combo.Input(f"file_{number}", options=[NONE, *_files()], default=NONE, optional=True,
+            return io.Combo.Input(f"file_{number}", options=[NONE, *weight_files()], default=NONE, optional=True,
                                   tooltip=tooltip)
 
         return io.Schema(
@@ -79,7 +44,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
                         "their contents.",
             search_aliases=["stytr2", "adaattn", "cast", "style transfer", "load style model", "vgg_normalised"],
             inputs=[
-                io.Combo.Input("file_1", options=_files(),
+                io.Combo.Input("file_1", options=weight_files(),
                                tooltip="A file of the model. StyTr2: embedding, transformer and decoder. AdaAttN: "
                                        "vgg_normalised, transformer, decoder and adaattn_3. CAST: AE and Dec_B."),
                 more(2, "Another file of the same model."),
@@ -91,12 +56,12 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> bool | str:
-        return _file_problem(*(name for name in (file_1, file_2, file_3, file_4) if name != NONE))
+        return file_problem(file_1, file_2, file_3, file_4)
 
     @classmethod
     def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> io.NodeOutput:
-        names = dict.fromkeys(name for name in (file_1, file_2, file_3, file_4) if name != NONE)
-        return io.NodeOutput(load_style_model({name: _weights(name) for name in names}))
+        names = chosen(file_1, file_2, file_3, file_4)
+        return io.NodeOutput(load_style_model({name: read_weights(name) for name in names}))
 
 
 class InSTTransferStyle(io.ComfyNode):
@@ -124,7 +89,7 @@ class InSTTransferStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, style_transfer_model, content, style, strength, preserve_color) -> io.NodeOutput:
-        pictures, reference = _pictures(content, "content"), _pictures(style, "style")
+        pictures, reference = to_pictures(content, "content"), to_pictures(style, "style")
         try:
             style_transfer_model.to(host.make_room(WORKING_MEMORY))
             result = style_transfer_model.stylize(pictures, reference, alpha=strength,
@@ -133,7 +98,7 @@ class InSTTransferStyle(io.ComfyNode):
             style_transfer_model.to("cpu")
         if preserve_color == "luminance":
             result = common.with_luminance(pictures, common.luminance(result))
-        return io.NodeOutput(_image(result))
+        return io.NodeOutput(to_image(result))
 
 
 class InSTGatysStyleTransfer(io.ComfyNode):
@@ -147,7 +112,7 @@ class InSTGatysStyleTransfer(io.ComfyNode):
                         "content of one picture and the textures of another.",
             search_aliases=["neural style", "gatys", "nst", "vgg", "gram matrix", "style transfer", "optimization"],
             inputs=[
-                io.Combo.Input("vgg_name", options=_files("vgg"),
+                io.Combo.Input("vgg_name", options=weight_files("vgg"),
                                tooltip="VGG-19 or VGG-16 in models/style_transfer: vgg_conv.pth, vgg_normalised.pth or "
                                        "torchvision's. Recognised by its contents."),
                 io.Image.Input("content", tooltip="The photograph. A batch is painted one by one."),
@@ -188,7 +153,7 @@ class InSTGatysStyleTransfer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vgg_name) -> bool | str:
-        return _file_problem(vgg_name)
+        return file_problem(vgg_name)
 
     @classmethod
     def execute(cls, vgg_name, content, style, steps, style_weight, size, preserve_color, seed,
@@ -197,8 +162,8 @@ class InSTGatysStyleTransfer(io.ComfyNode):
         settings = gatys.Settings(steps, content_weight, style_weight, {content_layer: 1.0},
                                   gatys.style_layers(style_layers), pooling, start, size, high_resolution,
                                   preserve_color, seed)
-        pictures, reference = _pictures(content, "content"), _pictures(style, "style")
+        pictures, reference = to_pictures(content, "content"), to_pictures(style, "style")
         total = len(pictures) * settings.total_steps
-        network = vgg.load(_weights(vgg_name)).to(host.make_room(WORKING_MEMORY))
+        network = vgg.load(read_weights(vgg_name)).to(host.make_room(WORKING_MEMORY))
         result = gatys.stylize(network, pictures, reference, settings, _reporter(total, max(1, total // PREVIEWS)))
-        return io.NodeOutput(_image(result.pictures), result.report(network.family.name))
+        return io.NodeOutput(to_image(result.pictures), result.report(network.family.name))

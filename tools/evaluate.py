@@ -186,12 +186,14 @@ class Method:
 
     Attributes:
         settings: what its results depend on; pairs of other settings are not taken for finished.
+        remote: it paints in another process, whose memory is not seen here.
     """
 
     name: str
     settings: Mapping[str, object]
     paint: Paint
     trivial: bool = False
+    remote: bool = False
 
     @property
     def folder(self) -> str:
@@ -277,23 +279,23 @@ def available(library: Library, options: argparse.Namespace, device: torch.devic
     """{name: method} of everything that can run here."""
     found = [Method(name, {}, partial(_trivial, make), trivial=True) for name, make in metrics.TRIVIAL.items()]
 
-    def sizes(names: Sequence[str]) -> dict[str, int]:
-        return {name: (library.folder / name).stat().st_size for name in names}
+    def digests(names: Sequence[str]) -> dict[str, str]:
+        return {name: sha256(library.folder / name) for name in names}
 
     for recipe in RECIPES:
         files = library.recipe_files(recipe)
         if files and recipe.name not in {method.name for method in found}:
             painter = FeedForward({name: library.files[name] for name in files}, device)
-            found.append(Method(recipe.name, {"files": sizes(files)}, painter))
+            found.append(Method(recipe.name, {"files": digests(files)}, painter))
     vggs = library.vggs()
     best_first = vgg.GATYS.name, vgg.TORCHVISION_19.name, vgg.TORCHVISION_16.name
     if file := next((vggs[name] for name in best_first if name in vggs), None):
-        settings = {"files": sizes([file]), "steps": options.gatys_steps,
+        settings = {"files": digests([file]), "steps": options.gatys_steps,
                     "style_weight": options.gatys_style_weight}
         found.append(Method("Gatys", settings, Gatys(library.files[file], options.gatys_steps,
                                                      options.gatys_style_weight, device)))
     for name, path in options.workflow.items():
-        found.append(Method(name, {"workflow": sha256(path)}, Workflow(path, options.server)))
+        found.append(Method(name, {"workflow": sha256(path)}, Workflow(path, options.server), remote=True))
     return {method.name: method for method in found}
 
 
@@ -395,7 +397,7 @@ class Run:
         write_whole(path, as_png(result))
         measures = pair.measure(open_picture(path))  # of the 8-bit picture that others can measure too
         write_json(self.record_path(method, content, style),
-                   {"measures": measures, "seconds": seconds, "peak_bytes": memory.bytes})
+                   {"measures": measures, "seconds": seconds, "peak_bytes": None if method.remote else memory.bytes})
 
 
 # ---- results ----

@@ -7,7 +7,6 @@ might ask for, turned into torch's layout and written as safetensors:
 
     vgg16.safetensors       features.{0,2,5,7,10,12,14,17,19,21,24,26,28}.{weight,bias}, torchvision's keys
     lpips-alex.safetensors  features.{0,3,6,8,10}.{weight,bias} and lin{0..4}.model.1.weight, the lpips package's keys
-    lpips-vgg.safetensors   lin{0..4}.model.1.weight; the network is vgg16.safetensors
 
 Files that are already there and intact are kept, so the command is safe to repeat and then needs no network.
 Weights: VGG-16 CC BY 4.0 (Oxford VGG), AlexNet BSD-3 (torchvision), LPIPS BSD-2 (Zhang et al. 2018).
@@ -53,8 +52,6 @@ FILES = (
                "441a19f14162bd7500dada8abf5ea122eae6bfb8beb0157b85974ee9aae8a060"),
     WeightFile("lpips-alex.safetensors", "alexnet.ckpt", "AlexNet_0", (0, 3, 6, 8, 10), 5,
                "37f99b5caaf689bc589c57913535d433ff78fc44812e72cde64885058cbb19c1"),
-    WeightFile("lpips-vgg.safetensors", "vgg16.ckpt", "VGG16_0", (), 5,
-               "8d8a515257477f43fa6210bd7239f894837dbb99ffe3cbfeaed5d331b80cc1af"),
 )
 
 

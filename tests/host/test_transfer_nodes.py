@@ -7,7 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 from inst_pack.inst_core.methods import common, gatys, vgg
-from inst_pack.nodes import transfer
+from inst_pack.nodes import transfer, weights
 from inst_pack.nodes.transfer import (
     InSTGatysStyleTransfer,
     InSTLoadStyleTransferModel,
@@ -38,7 +38,7 @@ def write(folders, golden):
             else:
                 torch.save(OrderedDict(data.state_dict(role)), path)
             names.append(str(path.relative_to(folders / "models" / "style_transfer")))
-        assert set(names) <= set(transfer._files())
+        assert set(names) <= set(weights.weight_files())
         return names
     return write
 
@@ -151,10 +151,20 @@ def test_unreadable_files_are_refused(folders):
 
 
 def test_an_empty_folder_says_what_to_do():
-    assert transfer._files() == [transfer.NO_FILES]
+    assert weights.weight_files() == [weights.NO_FILES]
     for node in (InSTLoadStyleTransferModel, InSTGatysStyleTransfer):
-        assert "models/style_transfer" in node.validate_inputs(transfer.NO_FILES)
+        assert "models/style_transfer" in node.validate_inputs(weights.NO_FILES)
     assert "gone.pth" in InSTLoadStyleTransferModel.validate_inputs("gone.pth")
+
+
+def test_the_file_that_is_wanted_comes_first(folders):
+    folder = folders / "models" / "style_transfer"
+    (folder / "vgg").mkdir(parents=True)
+    for name in ("alexnet.pth", "lpips-vgg.pth", "vgg/vgg16.pth", "vgg/zero.pth"):
+        (folder / name).touch()
+    assert weights.weight_files("vgg")[:2] == [str(Path("vgg", "vgg16.pth")), "lpips-vgg.pth"]
+    assert weights.weight_files()[0] == "alexnet.pth"
+    assert InSTGatysStyleTransfer.GET_SCHEMA().inputs[0].options[0] == str(Path("vgg", "vgg16.pth"))
 
 
 def paint(name, content, style, **options):

@@ -2,6 +2,7 @@
 import argparse
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,6 +138,23 @@ def test_the_unrelated_picture_is_the_next_content(evaluate, run, tmp_path):
 def test_what_is_missing_is_said_before_anything_is_made(run, tmp_path, more, message):
     status, said = run(tmp_path / "out", *more)
     assert status == 1 and message in said and not (tmp_path / "out").exists()
+
+
+def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(evaluate, models, tmp_path):
+    shutil.copytree(models, tmp_path / "models")
+    options = argparse.Namespace(workflow={"other": Path(__file__)}, server="http://nowhere", gatys_steps=1,
+                                 gatys_style_weight=1.0)
+
+    def found():
+        library = evaluate.Library(tmp_path / "models" / "style_transfer")
+        return evaluate.available(library, options, torch.device("cpu"))
+
+    before = found()
+    file = tmp_path / "models" / "style_transfer" / "latest_net_Dec_B.pth"
+    size, held = file.stat().st_size, torch.load(file)
+    torch.save({key: tensor + 1 for key, tensor in held.items()}, file)
+    assert file.stat().st_size == size and found()["CAST"].settings != before["CAST"].settings
+    assert before["other"].remote and not before["CAST"].remote
 
 
 def test_the_presets_size(evaluate):

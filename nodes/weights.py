@@ -1,0 +1,39 @@
+"""Weight files in models/style_transfer, as nodes list, check and read them."""
+from pathlib import PurePath
+
+from torch import Tensor
+
+from ..inst_core import host
+
+NO_FILES = "(put weight files into models/style_transfer)"
+NONE = "none"
+
+
+def weight_files(wanted: str = "") -> list[str]:
+    """Files of the folder; the earlier ``wanted`` stands in a name, the farther in front it is."""
+    def place(name: str) -> tuple[bool, int]:
+        found = PurePath(name).name.lower().find(wanted)
+        return found < 0, found
+
+    return sorted(host.model_files(host.TRANSFER_FOLDER), key=place) or [NO_FILES]
+
+
+def file_problem(*names: str) -> bool | str:
+    """True, or why the chosen files cannot be opened; ``NONE`` chooses nothing."""
+    if NO_FILES in names:
+        return "There is no weight file yet. Put one into models/style_transfer, press R and choose it here."
+    try:
+        for name in chosen(*names):
+            host.model_path(host.TRANSFER_FOLDER, name)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def chosen(*names: str) -> list[str]:
+    """Without ``NONE``, and each name once."""
+    return [name for name in dict.fromkeys(names) if name != NONE]
+
+
+def read_weights(name: str) -> dict[str, Tensor]:
+    return host.load_weights(host.model_path(host.TRANSFER_FOLDER, name))
