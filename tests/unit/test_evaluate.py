@@ -142,7 +142,8 @@ def test_what_is_missing_is_said_before_anything_is_made(run, tmp_path, more, me
 
 def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(evaluate, models, tmp_path):
     shutil.copytree(models, tmp_path / "models")
-    options = argparse.Namespace(workflow={"other": Path(__file__)}, server="http://nowhere", gatys_steps=1,
+    (tmp_path / "workflow.json").write_text("{}")
+    options = argparse.Namespace(workflow={"other": tmp_path / "workflow.json"}, server="http://nowhere", gatys_steps=1,
                                  gatys_style_weight=1.0)
 
     def found():
@@ -152,6 +153,7 @@ def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(evalu
     before = found()
     file = tmp_path / "models" / "style_transfer" / "latest_net_Dec_B.pth"
     size, held = file.stat().st_size, torch.load(file)
+    file.unlink()  # opened files stay as they are
     torch.save({key: tensor + 1 for key, tensor in held.items()}, file)
     assert file.stat().st_size == size and found()["CAST"].settings != before["CAST"].settings
     assert before["other"].remote and not before["CAST"].remote
