@@ -1,0 +1,195 @@
+"""What the demo model is trained on, in one file that travels to a machine without a network.
+
+``pack`` takes the stills, and a few frames of each animation, from the media packages that ComfyUI's workflow
+templates are shown with (MIT), cuts squares out of them, and puts them beside the weights that training looks through:
+AlexNet with the LPIPS heads, and VGG-16 as far as relu4_1.  Extra folders of pictures can be named.
+
+Left out: the two pictures of ``tools/demo.py`` with all that shows the same thing, near duplicates, and blank ones.
+The last ``HELD_OUT`` pictures are for judging and are never trained on; frames of one animation stay on one side.
+"""
+import io
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo import CONTENT, STYLE
+from demo_model import save_whole
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+PACKAGES = re.compile(r"comfyui[-_]workflow[-_]templates[-_]media[-_].*")
+SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
+SIDE = 304  # px; crops of 256 are taken from it
+QUALITY = 80
+MOST_BYTES = 27 * 2**20  # of pictures: what a lent machine takes is bounded (docs/demo_model.md)
+FRAMES = (0.1, 0.5, 0.9)  # of an animation
+ALIKE = 6  # bits of 64 in which two pictures' difference hashes may differ to count as one
+WIDE = 1.35  # pictures at least this wide or tall give two squares
+CLOSER = 2.2  # squares at least this many times SIDE give two more, of half their side
+BLANK = 0.07  # standard deviation of luminance below which a picture shows nothing
+HELD_OUT = 48
+SEED = 5
+VGG_KEPT = (0, 2, 5, 7, 10, 12, 14, 17)  # torchvision's indices of conv1_1 ... conv4_1
+
+
+@dataclass(frozen=True)
+class Pack:
+    """
+    Attributes:
+        training, held_out: pictures (n, 3, SIDE, SIDE), bytes.
+        alexnet: AlexNet's convolutions and the LPIPS heads, as in lpips-alex.safetensors.
+        vgg: VGG-16 up to conv4_1.
+    """
+
+    training: Tensor
+    held_out: Tensor
+    alexnet: dict[str, Tensor]
+    vgg: dict[str, Tensor]
+
+
+def packaged() -> list[Path]:
+    """Pictures of the installed media packages."""
+    found = [Path(d.locate_file(f)) for d in distributions() if PACKAGES.fullmatch(d.metadata["Name"] or "")
+             for f in d.files or () if f.suffix.lower() in SUFFIXES]
+    return sorted(found, key=lambda p: (p.parent.parent.name, p.name))
+
+
+def of_folders(folders: Iterable[Path]) -> list[Path]:
+    return sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def subject(path: Path | str) -> str:
+    """``api_bria_image_edit`` of ``api_bria_image_edit-2.webp``: pictures of one template show the same things."""
+    return re.sub(r"[-_]?\d*$", "", Path(path).stem)
+
+
+def collection(path: Path) -> str:
+    """The package, or the folder, that a picture came from."""
+    return next((part for part in path.parts if PACKAGES.fullmatch(part)), path.parent.name)
+
+
+def frames(path: Path) -> Iterator[Image.Image]:
+    """A still, or a few frames of an animation."""
+    with Image.open(path) as picture:
+        count = getattr(picture, "n_frames", 1)
+        for place in (FRAMES if count > len(FRAMES) else (0,)):
+            picture.seek(int(place * count))
+            yield ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def squares(picture: Image.Image) -> Iterator[Image.Image]:
+    """The middle square of a picture, or the two ends of a long one; of large ones two closer views as well."""
+    side, excess = min(picture.size), max(picture.size) - min(picture.size)
+    for offset in ((0, excess) if max(picture.size) >= WIDE * side else (excess // 2,)):
+        left, top = (offset, 0) if picture.width > picture.height else (0, offset)
+        boxes = [(left, top, side)]
+        if side >= CLOSER * SIDE:
+            half = side // 2
+            boxes += [(left + side // 8, top + side // 8, half), (left + side * 3 // 8, top + side * 3 // 8, half)]
+        for x, y, length in boxes:
+            yield picture.resize((SIDE, SIDE), Image.LANCZOS, (x, y, x + length, y + length))
+
+
+def fingerprint(picture: Image.Image) -> int:
+    """Difference hash: which of neighbouring places is brighter, 64 bits."""
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.BOX), dtype=np.int16)
+    return int("".join("01"[bit] for bit in (grey[:, 1:] > grey[:, :-1]).flatten().astype(int)), 2)
+
+
+def collect(paths: Iterable[Path], excluded: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
+    """(source, square as WebP) of everything that may be trained on."""
+    excluded = list(excluded)
+    subjects = {subject(p) for p in excluded}
+    seen = [fingerprint(s) for p in excluded for f in frames(p) for s in squares(f)]
+    for path in paths:
+        if subject(path) in subjects:
+            continue
+        for frame in frames(path):
+            if min(frame.size) < SIDE * 3 // 4:
+                continue
+            for square in squares(frame):
+                mark = fingerprint(square)
+                blank = np.asarray(square.convert("L")).std() / 255 < BLANK
+                if blank or any((mark ^ other).bit_count() <= ALIKE for other in seen):
+                    continue
+                seen.append(mark)
+                stream = io.BytesIO()
+                square.save(stream, "WEBP", quality=QUALITY, method=4)
+                yield path, stream.getvalue()
+
+
+def arranged(found: list[tuple[Path, bytes]], most_bytes: int, held_out: int) -> list[tuple[Path, bytes]]:
+    """Shuffled by subject, cut to size, the held-out ones last."""
+    order = sorted({subject(path) for path, _ in found})
+    random.Random(SEED).shuffle(order)
+    place = {name: i for i, name in enumerate(order)}
+    found = sorted(found, key=lambda item: place[subject(item[0])])  # stable: frames stay in order
+    kept, total = [], 0
+    for item in found:
+        total += len(item[1])
+        if total > most_bytes:
+            break
+        kept.append(item)
+    if len(kept) <= held_out:
+        raise ValueError(f"{len(kept)} pictures were found; more than the {held_out} held-out ones are needed. Install "
+                         "the media packages (tools/dev.py setup) or name folders of pictures.")
+    border = subject(kept[-held_out][0])  # a subject that straddles goes to the held-out side
+    training = [item for item in kept[:-held_out] if subject(item[0]) != border]
+    return training + kept[len(kept) - held_out:]
+
+
+def pack(target: Path, weights: Path, folders: Iterable[Path] = (), most_bytes: int = MOST_BYTES,
+         held_out: int = HELD_OUT, paths: Iterable[Path] | None = None) -> dict[str, int]:
+    """Writes the file; returns how many squares came from each package or folder.
+
+    Args:
+        weights: folder with lpips-alex.safetensors and vgg16.safetensors (``packaged_weights.py``).
+        folders: of further pictures.
+        paths: instead of the packages' pictures.
+    """
+    paths = packaged() if paths is None else list(paths)
+    tested = {Path(name).name for _, name in (CONTENT, STYLE)}
+    excluded = [p for p in paths if p.name in tested]
+    found = arranged(list(collect([*paths, *of_folders(folders)], excluded)), most_bytes, held_out)
+    vgg = load_file(weights / "vgg16.safetensors")
+    tensors = {
+        "pictures": torch.frombuffer(bytearray(b"".join(data for _, data in found)), dtype=torch.uint8),
+        "lengths": torch.tensor([len(data) for _, data in found]),
+        **{f"alexnet.{k}": v.half() for k, v in load_file(weights / "lpips-alex.safetensors").items()},
+        **{f"vgg.features.{i}.{part}": vgg[f"features.{i}.{part}"].half()
+           for i in VGG_KEPT for part in ("weight", "bias")},
+    }
+    names = [f"{collection(path)}/{path.name}" for path, _ in found]
+    save_whole(target, tensors, {"sources": json.dumps(names), "held_out": str(held_out)})
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.split("/")[0]] = counts.get(name.split("/")[0], 0) + 1
+    return counts
+
+
+def read(path: Path, most: int | None = None) -> Pack:
+    """Opens the file; ``most`` bounds the training pictures (for a try)."""
+    with safe_open(path, "pt") as file:
+        held_out = int(file.metadata()["held_out"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no dictionary)
+    parts = tensors["pictures"].numpy().tobytes()
+    ends = tensors["lengths"].cumsum(0).tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    training, judging = spans[:-held_out][:most], spans[-held_out:]
+
+    def opened(spans) -> Tensor:
+        pictures = [np.array(Image.open(io.BytesIO(parts[start:end])).convert("RGB")) for start, end in spans]
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+
+    return Pack(opened(training), opened(judging), under("alexnet."), under("vgg."))
