@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from client import Client
+from client import Client, PromptError
 from peak_memory import PeakMemory
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
@@ -249,7 +250,19 @@ class Workflow:
         self._workflow, self._client = json.loads(path.read_text(encoding="utf-8")), Client(server)
 
     @cached_property
-    def _prompt(self) -> dict:
+    def prompt(self) -> dict:
+        """The workflow as the server runs it.
+
+        Raises:
+            EvaluationError: no server, or a workflow that does not fit.
+        """
+        try:
+            return self._converted()
+        except urllib.error.URLError as error:
+            raise EvaluationError(f"No ComfyUI answers at {self._client.url} ({error.reason}). 'python3 tools/dev.py "
+                                  "serve' starts one.") from error
+
+    def _converted(self) -> dict:
         prompt = to_api(self._workflow, self._client.object_info())
         titles = {node["_meta"]["title"] for node in prompt.values() if node["class_type"] == "LoadImage"}
         if lacking := {CONTENT_NODE, STYLE_NODE} - titles:
@@ -260,10 +273,10 @@ class Workflow:
         for title, picture in ((CONTENT_NODE, content), (STYLE_NODE, style)):
             png = as_png(picture)
             name = upload(self._client, f"evaluate-{hashlib.sha256(png).hexdigest()[:16]}.png", png)
-            for node in self._prompt.values():
+            for node in self.prompt.values():
                 if node["class_type"] == "LoadImage" and node["_meta"]["title"] == title:
                     node["inputs"]["image"] = name
-        entry = self._client.wait(self._client.queue(self._prompt), WORKFLOW_SECONDS)
+        entry = self._client.wait(self._client.queue(self.prompt), WORKFLOW_SECONDS)
         made = [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
         if not made:
             raise EvaluationError("The workflow saved no picture. It needs a Save Image.")
@@ -526,6 +539,8 @@ def prepared(options: argparse.Namespace) -> tuple[Run, torch.nn.Module | None]:
                                      library.files.get(csd))
     run = Run(contents, styles, chosen(available(library, options, device), options.methods),
               metrics.Judge(networks, options.size), options.output, options.size, options.square)
+    for workflow in (method.paint for method in run.methods if method.remote):
+        _ = workflow.prompt  # says so when there is no server, or the workflow does not fit
     extras = {"lpips": lpips_name, "vgg19": vgg19, "csd": csd, "inception": inception, "clip": options.clip}
     run.check_settings({k: str(v) for k, v in extras.items() if v})
     network = artfid.load_inception(library.files[inception]).to(device) if inception else None
@@ -538,7 +553,7 @@ def main(options: argparse.Namespace) -> int:
         run.evaluate()
         print(write_results(run, inception))
         print(f"[evaluate] {run.output.resolve()}")
-    except (EvaluationError, ValueError) as error:
+    except (EvaluationError, PromptError, ValueError, OSError) as error:
         print(f"[evaluate] {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -134,6 +134,7 @@ def test_the_unrelated_picture_is_the_next_content(evaluate, run, tmp_path):
     (["--models", "nowhere"], "lpips-alex.safetensors is not in"),
     (["--contents", "nowhere"], "nowhere is not a folder"),
     (["--workflow", f"other={__file__}"], "--workflow needs --server"),
+    (["--server", "http://127.0.0.1:9", "--methods", "inst"], "No ComfyUI answers at http://127.0.0.1:9"),
 ])
 def test_what_is_missing_is_said_before_anything_is_made(run, tmp_path, more, message):
     status, said = run(tmp_path / "out", *more)
