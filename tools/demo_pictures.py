@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo import CONTENT, STYLE
 from demo_model import save_whole
 from PIL import Image, ImageOps
 from safetensors import safe_open
@@ -156,6 +155,8 @@ def pack(target: Path, weights: Path, folders: Iterable[Path] = (), most_bytes: 
         paths: instead of the packages' pictures.
     """
     paths = packaged() if paths is None else list(paths)
+    from demo import CONTENT, STYLE  # brings the demo's client along, which reading does not need
+
     tested = {Path(name).name for _, name in (CONTENT, STYLE)}
     excluded = [p for p in paths if p.name in tested]
     found = arranged(list(collect([*paths, *of_folders(folders)], excluded)), most_bytes, held_out)

@@ -7,9 +7,10 @@
     python tools/train_demo_model.py unet     the denoiser
     python tools/train_demo_model.py export   the file that is shipped
     python tools/train_demo_model.py all      vae, bank, unet, export
+    python tools/train_demo_model.py count    how much work each stage is
 
 Every stage can be stopped at any moment (kill -9, too) and called again: it goes on where it last saved, on the numbers
-it would have seen.  ``--minutes`` ends a call early; ``--steps`` is where the whole stage ends.
+it would have seen.  ``--minutes`` ends a call early; ``--finish`` makes the stage as long as this call's minutes.
 
 How a small model can transfer style at all: it is trained for it.  A pair is a photograph and the same photograph
 repainted (``painterly.py``; and by Gatys' optimisation); the style of the repainted one, measured by AlexNet, is
@@ -47,6 +48,7 @@ from small_models import UNET
 from inst_core.methods import vgg
 from inst_core.methods.gatys import gram
 from inst_core.metrics.alexnet import AlexNet
+from inst_core.metrics.alexnet import shapes as alexnet_shapes
 from inst_core.metrics.lpips import load_heads, lpips
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +56,7 @@ PICTURES = "pictures.safetensors"
 LATENT_SCALE = 0.18215  # of SD1's latent format; the host multiplies what the VAE encodes by it
 SIDE = 256
 BANK_PART = 32  # batches
+PACE = 20  # steps by which the speed is measured
 PART_BYTES = 15 * 2**20  # a lent machine gives back files of at most 16 MiB
 
 # What is said around the style. Things mean nothing to the model: it learns to read past them.
@@ -110,10 +113,16 @@ class Run:
     def going(self) -> Iterator[int]:
         """Steps until the stage is done or this call's time is up; what was done is saved, whatever happens."""
         limit = self.options.minutes and self.began + 60 * self.options.minutes
+        looked = time.monotonic()
         while self.step < self.steps and not (limit and time.monotonic() > limit):
             yield self.step
             if time.monotonic() - self.saved > 60 * self.options.save_minutes:
                 self.save()
+            if self.options.finish and self.step % PACE == 0:  # steps become what fits into this call
+                speed, looked = PACE / (time.monotonic() - looked), time.monotonic()
+                self.steps = self.step + max(1, int((limit - looked) * speed))
+        if self.options.finish:
+            self.steps = self.step
         self.save()
 
     @property
@@ -208,7 +217,7 @@ def sheet(columns: list[Tensor], path: Path) -> None:
     """Batches of pictures (n, 3, H, W) side by side, a row for each place in the batch."""
     rows = torch.cat([c.float().cpu().clamp(0, 1) for c in columns], 3)  # (n, 3, H, columns * W)
     array = (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().numpy()
-    whole(path, lambda partial: Image.fromarray(array).save(partial, "JPEG", quality=88))
+    whole(path, lambda partial: Image.fromarray(array).save(partial, "PNG"))
 
 
 # ---- networks ----
@@ -483,7 +492,7 @@ def judge_vae(run: Run, pack: demo_pictures.Pack, options: argparse.Namespace) -
     real = torch.cat([real[:4], painterly.render(real[4:], 1)[0]])
     latent = run.model["encoder"](real)
     made = run.model["decoder"](latent).clamp(0, 1)
-    sheet([real, made], options.folder / "vae-sheet.jpg")
+    sheet([real, made], options.folder / "vae-sheet.png")
     return {"psnr": (-10 * (made - real).square().mean((1, 2, 3)).log10()).mean().item(), "spread": latent.std().item()}
 
 
@@ -672,7 +681,7 @@ def train_unet(options: argparse.Namespace, unet: nn.Module | None = None) -> No
                        for i in torch.arange(len(training), device=device).split(512)])
     training.features = []  # the parts are all that is needed of them
     run = Run(options.folder / "unet.pt", unet or build_unet(options), options, options.unet_steps, options.rate,
-              0.9995)
+              0.999)
     text, prompts, sigmas, generator = Text(options), Prompts(options), noise_levels(device), run.generator
 
     def draw(*shape: int) -> Tensor:
@@ -733,7 +742,7 @@ def judge_unet(run: Run, held_out: Bank, space: StyleSpace, text: Text, prompts:
     made = repaint(run.model, photograph[:shown].roll(1, 0), noise[:shown], contexts["right"][:shown],
                    contexts["none"][:shown], sigmas)
     pictures = [vae["decoder"](z) for z in (photograph[:shown].roll(1, 0), target[:shown], made)]
-    sheet(pictures, options.folder / "unet-sheet.jpg")
+    sheet(pictures, options.folder / "unet-sheet.png")
     return found
 
 
@@ -790,6 +799,50 @@ def checkpoint_weights(options: argparse.Namespace) -> tuple[dict[str, Tensor], 
     return weights, recipe
 
 
+# ---- stage count ----
+
+def count(options: argparse.Namespace) -> None:
+    """Floating-point operations of every stage at these settings, by torch's counter on one picture."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    options.device = torch.device("cpu")
+
+    def counted(run: Callable[[], Tensor], backward: bool) -> float:
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward), sdpa_kernel(SDPBackend.MATH):
+            result = run()
+            if backward:
+                result.sum().backward()
+        return counter.get_total_flops()
+
+    vae, unet, text, eyes = build_vae(options), build_unet(options), Text(options), AlexNet(
+        {k: torch.zeros(s) for k, s in alexnet_shapes().items()})
+    picture, latent, context = torch.rand(1, 3, SIDE, SIDE), torch.rand(1, 4, 32, 32), torch.rand(1, 77, 768)
+    share = (options.vae_side / SIDE) ** 2
+    kept = [f"features.{i}." for i in demo_pictures.VGG_KEPT]
+    looked = vgg.VGG(vgg.TORCHVISION_16, {k: torch.zeros(s) for k, s in vgg.TORCHVISION_16.shapes().items()
+                                          if k.startswith(tuple(kept))})
+    each = {
+        "vae": share * (counted(lambda: vae["decoder"](vae["encoder"](picture)), True)
+                        + counted(lambda: eyes(picture)[4], False)
+                        + counted(lambda: eyes(picture.requires_grad_())[4], True)),
+        "bank, pair": 2 * counted(lambda: vae["encoder"](picture), False),
+        "bank, mix step": counted(lambda: looked(picture.requires_grad_(), ("relu4_1",))["relu4_1"], True),
+        "unet": counted(lambda: unet(latent, torch.zeros(1), context=context), True),
+        "text": counted(lambda: text.transformer(embeds=context, num_tokens=[1])[0], False),
+    }
+    pairs = options.renderings + 1
+    photographs = len(demo_pictures.read(options.folder / PICTURES).training)
+    total = {"vae": each["vae"] * options.vae_steps * options.vae_batch,
+             "bank": each["bank, pair"] * (photographs * pairs + options.mixes)
+             + each["bank, mix step"] * options.mixes * options.mix_steps,
+             "unet": (each["unet"] + each["text"]) * options.unet_steps * options.unet_batch}
+    for name, value in each.items():
+        say(f"{name}: {value / 1e9:.1f} GFLOP for one picture")
+    for name, value in total.items():
+        say(f"stage {name}: {value / 1e15:.1f} PFLOP, {value / 2e14 / 60:.1f} minutes at 200 TFLOP/s")
+
+
 # ---- the command ----
 
 def data(options: argparse.Namespace) -> None:
@@ -800,7 +853,7 @@ def data(options: argparse.Namespace) -> None:
 
 
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
-    "data": data, "vae": train_vae, "bank": make_bank, "unet": train_unet, "export": export}
+    "data": data, "vae": train_vae, "bank": make_bank, "unet": train_unet, "export": export, "count": count}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -816,6 +869,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                                                                             else "cpu"))
     parser.add_argument("--compile", action="store_true", help="torch.compile for the U-Net's residual blocks")
     parser.add_argument("--minutes", type=float, default=0, help="time limit of each stage of this call, 0 = none")
+    parser.add_argument("--finish", action="store_true", help="with --minutes: the stage ends with this call, however "
+                        "many steps that is; the rate falls to zero towards its end")
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--log-every", type=int, default=50, help="steps; held-out pictures every ten times that")
     parser.add_argument("--seed", type=int, default=0)
@@ -827,7 +882,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixes", type=int, default=2048)
     parser.add_argument("--mix-steps", type=int, default=60)
     parser.add_argument("--bank-batch", type=int, default=16)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=4000)
     parser.add_argument("--unet-batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--judged", type=int, default=48, help="held-out pairs looked at during the stage unet")
@@ -836,14 +891,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    if options.finish and not options.minutes:
+        sys.exit("--finish needs --minutes")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    stages = [s for s in STAGES if s != "data"] if options.stage == "all" else [options.stage]
+    stages = ("vae", "bank", "unet", "export") if options.stage == "all" else (options.stage,)
     for stage in stages:
         STAGES[stage](options)
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
-            for path in (*options.folder.glob("*.png"), *options.folder.glob("*.jpg")):
+            for path in options.folder.glob("*.png"):
                 shutil.copy(path, options.output)
 
 

@@ -155,13 +155,13 @@ def bank(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_training_gives_the_same_bits(bank):
+    going = train.Run.going
+
     def trained(name: str, *stops: int) -> dict:
         folder = bank(name)
         for steps in (*stops, 4):
             chosen = options(folder, "--unet-steps", "4", "--unet-batch", "3", "--log-every", "2")
             with torch.inference_mode(False), pytest.MonkeyPatch.context() as patch:
-                going = train.Run.going
-
                 def interrupted(run, steps=steps):
                     for step in going(run):
                         if step == steps:  # the process dies: only what was saved is left

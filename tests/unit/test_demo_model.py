@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+import demo  # noqa: E402
 import demo_model  # noqa: E402
 import demo_pictures  # noqa: E402
 import train_demo_model as train  # noqa: E402
@@ -119,7 +120,7 @@ def test_packing_is_repeatable_and_keeps_a_part_for_judging(tmp_path, sources):
 
 
 def test_the_demo_pictures_and_what_looks_like_them_are_left_out(tmp_path, sources):
-    content = picture(tmp_path / "a" / Path(demo_pictures.CONTENT[1]).name, 100)
+    content = picture(tmp_path / "a" / Path(demo.CONTENT[1]).name, 100)
     same_subject = picture(tmp_path / "a" / f"{demo_pictures.subject(content)}-1.webp", 101)
     copy_of_it = picture(tmp_path / "a" / "copy.webp", 100, 340)
     copy_of_other = picture(tmp_path / "a" / "other.webp", 0, 340)
@@ -278,3 +279,20 @@ def test_a_time_limit_ends_a_call_and_saves(tmp_path):
     run = train.Run(tmp_path / "model.pt", model, options(tmp_path, "--minutes", "1e-9"), 5, 1e-2, 0.9)
     assert list(run.going()) == []
     assert run.path.exists() and not run.done
+
+
+def test_a_stage_can_be_fitted_into_a_call(tmp_path, monkeypatch):
+    """Ten seconds at a step a second, though a thousand steps were asked for: the rate ends at zero."""
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train, "PACE", 2)
+    model = nn.Linear(1, 1)
+    chosen = options(tmp_path, "--minutes", str(10 / 60), "--finish")
+    run = train.Run(tmp_path / "model.pt", model, chosen, 1000, 1, 0.9)
+    rates = []
+    for _ in run.going():
+        now[0] += 1
+        run.learn(model(torch.ones(1)).sum())
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert run.done and 9 <= run.step <= 11
+    assert rates[-1] < 0.6 * max(rates)
