@@ -13,6 +13,7 @@ COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
 
 if COMFYUI and MODELS:
     sys.path.insert(0, COMFYUI)
+    import utils.extra_config  # noqa: F401  as main.py: older hosts hide it once they have imported their nodes
     from comfy.cli_args import args
 
     args.cpu = True

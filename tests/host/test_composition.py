@@ -92,21 +92,42 @@ def test_a_lora_added_after_learning_changes_style_and_picture(wired):
 
 # ---- ControlNet ----
 
-def test_controlnet_acts_in_an_inversion_within_its_percentages(wired, pictures):
-    """Strength 0.7 inverts at 30 percent of the way."""
-    model, _, positive, negative = wired
+@pytest.fixture()
+def controlled(wired, pictures):
+    """[positive, negative] with a ControlNet from ``start`` to ``end``."""
+    _, _, positive, negative = wired
     net = host_nodes.ControlNetLoader().load_controlnet(CONTROLNET)[0]
+    return lambda start, end: host_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, net, pictures[:1], 1.0, start, end)
 
-    def controlled(start: float, end: float) -> torch.Tensor:
-        both = host_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, pictures[:1], 1.0, start,
-                                                                     end)
-        return seen(model, both[0])
 
-    plain, whole = seen(model, positive), controlled(0.0, 1.0)
+def test_controlnet_acts_in_an_inversion_within_its_percentages(wired, controlled):
+    """Strength 0.7 inverts at 30 percent of the way."""
+    model, _, positive, _ = wired
+
+    def noise(start: float, end: float) -> torch.Tensor:
+        return seen(model, controlled(start, end)[0])
+
+    plain, whole = seen(model, positive), noise(0.0, 1.0)
     assert differ(whole, plain)
-    assert torch.equal(controlled(0.0, 0.0), plain)
-    assert torch.equal(controlled(0.0, 0.29), plain) and torch.equal(controlled(0.31, 1.0), plain)
-    assert torch.equal(controlled(0.0, 0.31), whole) and torch.equal(controlled(0.29, 1.0), whole)
+    assert torch.equal(noise(0.0, 0.0), plain)
+    assert torch.equal(noise(0.0, 0.29), plain) and torch.equal(noise(0.31, 1.0), plain)
+    assert torch.equal(noise(0.0, 0.31), whole) and torch.equal(noise(0.29, 1.0), whole)
+
+
+def test_controlnet_acts_in_sampling_within_its_percentages(wired, controlled):
+    """Two steps from strength 0.7, the first at 30 percent of the way and the second near its end."""
+    model, _, positive, negative = wired
+    noise = invert(model, positive)
+
+    def picture(start: float, end: float) -> torch.Tensor:
+        return sample(model, *controlled(start, end), noise=noise)
+
+    plain, whole = sample(model, positive, negative, noise=noise), picture(0.0, 1.0)
+    first, second = picture(0.0, 0.5), picture(0.5, 1.0)
+    assert torch.equal(picture(0.0, 0.29), plain) and torch.equal(picture(1.0, 1.0), plain)
+    assert differ(first, plain) and differ(second, plain) and differ(first, second)
+    assert differ(first, whole) and differ(second, whole)
 
 
 # ---- masks and regions ----
@@ -181,6 +202,21 @@ def test_two_styles_in_one_prompt(wired):
     both = apply(clip, "a house, * by embedding:second")[0][0]
     assert differ(both, apply(clip, "a house, * by ")[0][0])
     assert differ(both, apply(clip, "a house, * by embedding:second", seed=1)[0][0])
+
+
+def test_each_of_two_styles_in_a_prompt_has_its_weight(wired):
+    """A weight acts on the tokens of its own style and on no others."""
+    _, clip, _, _ = wired
+    save_style(style(2), host.style_folders()[0] / "second.safetensors")
+
+    def tokens(first: float, second: float) -> tuple[torch.Tensor, torch.Tensor]:
+        context = apply(clip, f"(*:{first}) by (embedding:second:{second})")[0][0]
+        return context[:, 1:3], context[:, 4:6]  # after the start token; after "by"
+
+    both, weaker = tokens(1.0, 1.0), tokens(0.5, 1.0)
+    assert torch.equal(weaker[1], both[1]) and differ(weaker[0], both[0])
+    assert torch.equal(tokens(1.0, 0.5)[0], both[0]) and differ(tokens(1.0, 0.5)[1], both[1])
+    close(weaker[0], (tokens(0.0, 1.0)[0] + both[0]) / 2)
 
 
 def test_a_weight_scales_the_style_as_it_scales_words(wired):
