@@ -43,6 +43,19 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import demo_model
 import demo_pictures
 import painterly
+from demo_styles import (
+    KEPT,
+    MIX,
+    PHOTOGRAPH,
+    STYLE_REACH,
+    WORDS,
+    Prompts,
+    StyleSpace,
+    Text,
+    autocast,
+    host,
+    style_features,
+)
 from small_models import UNET
 
 from inst_core.methods import vgg
@@ -59,17 +72,7 @@ BANK_PART = 32  # batches
 PACE = 20  # steps by which the speed is measured
 PART_BYTES = 15 * 2**20  # a lent machine gives back files of at most 16 MiB
 
-# What is said around the style. Things mean nothing to the model: it learns to read past them.
-THINGS = ("a house", "a woman", "a man", "a village at night", "a tree", "mountains", "a river", "a street", "a dog",
-          "a boat at sea", "flowers", "a still life", "a city", "a portrait", "animals", "a garden", "a church")
-SENTENCES = ("*", "*", "in the style of *", "painting in the style of *", "a picture in the style of *", "art, *",
-             "{} in the style of *", "a painting of {} in the style of *", "a photo of {}, *", "*, {}")
-PHOTOGRAPH = "photograph"
-WORDS = (*painterly.TECHNIQUES, "painting", PHOTOGRAPH)
-TOKENS = 4  # a style fills four pseudo-words, or one
-STYLE_REACH = 1.5  # length of what sets a style apart, beside 1 for what all have in common
-KEPT = (48, 64, 96, 128)  # principal components of colour, relu1, relu2, relu3
-
+MIX_WEIGHT = 3.0  # mixes are few and the most like paintings: they are met so many times as often as renderings
 GAMMA = 5.0  # of min-SNR weighting
 STARTS = (400, 999)  # noise levels at which a sampler may be given the photograph
 MOST_REMEMBERED = 2.0  # how much of the photograph is left: plain noising leaves 1, stochastic inversion 2
@@ -222,19 +225,6 @@ def sheet(columns: list[Tensor], path: Path) -> None:
 
 # ---- networks ----
 
-def host(options: argparse.Namespace) -> None:
-    """Makes ComfyUI's modules importable; the text encoder and both networks are the host's own code."""
-    if "comfy" not in sys.modules:
-        sys.path.insert(0, str(options.comfyui))
-        from comfy.cli_args import args
-
-        args.cpu, args.use_pytorch_cross_attention = options.device.type == "cpu", True
-
-
-def autocast(device: torch.device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def initialise(model: nn.Module, seed: int, last: tuple[str, ...]) -> None:
     """The host's modules come with whatever was in memory. ``last``: layers that end a branch start at zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -279,157 +269,6 @@ def build_unet(options: argparse.Namespace, **changes) -> nn.Module:
             if isinstance(module, ResBlock):  # norms and activations fused; the rest is matrix products already
                 module._forward = torch.compile(module._forward)
     return model
-
-
-class Text(nn.Module):
-    """The demo's text encoder: token ids and style tokens -> context. The host's transformer, without gradient."""
-
-    def __init__(self, options: argparse.Namespace):
-        super().__init__()
-        host(options)
-        import comfy.ops
-        from comfy.clip_model import CLIPTextModel_
-
-        config = {"num_hidden_layers": demo_model.LAYERS, "hidden_size": demo_model.WIDTH, "num_attention_heads": 12,
-                  "intermediate_size": demo_model.HIDDEN, "hidden_act": "quick_gelu", "eos_token_id": 49407,
-                  "max_position_embeddings": demo_model.POSITIONS}
-        self.transformer = CLIPTextModel_(config, torch.float32, "cpu", comfy.ops.disable_weight_init)
-        self.transformer.load_state_dict({k: v.float() for k, v in demo_model.text_encoder().items()})
-        self.to(options.device).requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, ids: Tensor, place: Tensor, count: Tensor, vectors: Tensor) -> Tensor:
-        """
-        Args:
-            ids: (B, 77) tokens; what stands at the places of style tokens does not matter.
-            place, count: (B,) where the style begins and how many tokens it has.
-            vectors: (B, TOKENS, 768).
-
-        Returns:
-            (B, 77, 768)
-        """
-        embeds = self.transformer.embeddings.token_embedding.weight[ids]
-        slots = torch.arange(TOKENS, device=ids.device)
-        row, slot = (slots < count[:, None]).nonzero(as_tuple=True)
-        embeds[row, place[row] + slot] = vectors[row, slot].to(embeds.dtype)
-        with autocast(ids.device):
-            return self.transformer(embeds=embeds, num_tokens=[1] * len(ids))[0]
-
-
-class Prompts:
-    """Every sentence of the training as tokens, with room for its style.
-
-    Attributes:
-        ids: (rows, 77); place, count: (rows,).
-        generic: rows of sentences that fit every picture, for 4 tokens and for 1; (2, sentences).
-        named: rows of "WORD in the style of *", (2, words); bare: rows of "a WORD", (words,).
-        empty: the row of the prompt without anything.
-    """
-
-    def __init__(self, options: argparse.Namespace):
-        host(options)
-        from comfy.sd1_clip import SDTokenizer
-
-        tokenizer = SDTokenizer()
-        star = tokenizer.tokenize_with_weights("*")[0][1][0]
-        rows: list[tuple[list[int], int, int]] = []
-
-        def add(sentence: str, count: int) -> int:
-            ids = [i for i, _ in tokenizer.tokenize_with_weights(sentence.replace("*", " * "))[0]]
-            place = ids.index(star) if "*" in sentence else 0
-            if "*" in sentence:
-                ids = (ids[:place] + [star] * count + ids[place + 1:])[:len(ids)]
-            rows.append((ids, place, count if "*" in sentence else 0))
-            return len(rows) - 1
-
-        sentences = [s for s in SENTENCES if "{}" not in s]
-        sentences += [s.format(thing) for s in SENTENCES if "{}" in s for thing in THINGS]
-        counts = (TOKENS, 1)
-        device = options.device
-        self.generic = torch.tensor([[add(s, n) for s in sentences] for n in counts], device=device)
-        self.named = torch.tensor([[add(f"{w} in the style of *", n) for w in WORDS] for n in counts], device=device)
-        self.bare = torch.tensor([add(f"a {w}", 0) for w in WORDS], device=device)
-        self.empty = add("", 0)
-        self.star = add("*", TOKENS)
-        self.ids = torch.tensor([ids for ids, _, _ in rows], device=device)
-        self.place = torch.tensor([place for _, place, _ in rows], device=device)
-        self.count = torch.tensor([count for _, _, count in rows], device=device)
-
-    def drawn(self, words: Tensor, generator: torch.Generator) -> Tensor:
-        """A row for each picture, from its word (B,): 10 % nothing (for CFG), 5 % the word alone, 20 % word and style,
-        the rest any sentence with the style; 30 % of the styles in one token."""
-        size, device = words.shape, words.device
-        kind = torch.rand(size, generator=generator, device=device)
-        single = (torch.rand(size, generator=generator, device=device) < 0.3).long()
-        which = torch.randint(self.generic.shape[1], size, generator=generator, device=device)
-        rows = torch.where(kind < 0.35, self.named[single, words], self.generic[single, which])
-        rows = torch.where(kind < 0.15, self.bare[words], rows)
-        return torch.where(kind < 0.1, torch.full_like(rows, self.empty), rows)
-
-
-# ---- styles ----
-
-@torch.no_grad()
-def style_features(pictures: Tensor, alexnet: AlexNet) -> list[Tensor]:
-    """What a style is measured by, (B, n) each: colour (means, covariances, histogram), the Gram matrix of AlexNet's
-    relu1, means and deviations of relu2 and relu3. Deeper layers would tell what is painted."""
-    relu1, relu2, relu3, *_ = alexnet(pictures)
-    pixels = pictures.flatten(2)
-    mean = pixels.mean(2)
-    covariance = (pixels - mean[..., None]) @ (pixels - mean[..., None]).mT / pixels.shape[2]
-    bins = (pictures * 3.999).long()
-    number = (bins[:, 0] * 16 + bins[:, 1] * 4 + bins[:, 2]).flatten(1)
-    histogram = torch.zeros(len(pictures), 64, device=pictures.device).scatter_add_(
-        1, number, torch.full(number.shape, 1 / number.shape[1], device=pictures.device))
-    upper = torch.triu_indices(64, 64, device=pictures.device)
-    return [torch.cat([mean, covariance.flatten(1).sign() * covariance.flatten(1).abs().sqrt(), histogram.sqrt()], 1),
-            gram(relu1)[:, upper[0], upper[1]].clamp_min(0).sqrt(),
-            *(torch.cat([x.mean((2, 3)), x.std((2, 3))], 1) for x in (relu2, relu3))]
-
-
-@dataclass
-class StyleSpace:
-    """From measured styles to pseudo-words.
-
-    Each kind of feature keeps its principal components, at a scale between as they vary and all alike, and has a
-    subspace of the token space to itself, at right angles to the direction that all styles share.  So a style can be
-    read from four tokens with a part each, or from one with all of them.
-    """
-
-    mean: list[Tensor]
-    maps: list[Tensor]  # (features, 768) each
-    neutral: Tensor  # (768,)
-
-    @classmethod
-    def of(cls, features: list[Tensor]) -> "StyleSpace":
-        neutral = demo_model.neutral_style()
-        directions = torch.cat([neutral[None], demo_model.drawn("style space", (sum(KEPT), demo_model.WIDTH), 1.0)])
-        directions = torch.linalg.qr(directions.mT).Q.mT[1:]  # rows: unit vectors at right angles to each other
-        means, maps = [], []
-        for x, part in zip(features, directions.split(KEPT), strict=True):
-            x = x.double().cpu()
-            mean, spread = x.mean(0), x.std(0) + 1e-4
-            values, vectors = torch.linalg.eigh(((x - mean) / spread).mT.cov())
-            kept = min(len(part), len(x) - 1)
-            values, vectors = values[-kept:].flip(0).clamp_min(1e-6), vectors[:, -kept:].flip(1)
-            whitened = vectors * values ** -0.25
-            whitened *= STYLE_REACH / values.sqrt().sum().sqrt()  # so that the mean square length is STYLE_REACH^2
-            maps.append((whitened / spread[:, None]).float() @ part[:kept])
-            means.append(mean.float())
-        return cls(means, maps, neutral)
-
-    def to(self, device: torch.device) -> "StyleSpace":
-        return StyleSpace([m.to(device) for m in self.mean], [m.to(device) for m in self.maps], self.neutral.to(device))
-
-    def parts(self, features: list[Tensor]) -> Tensor:
-        """(B, TOKENS, 768): what each kind of feature adds to the direction that all share."""
-        return torch.stack([(x - m) @ w for x, m, w in zip(features, self.mean, self.maps, strict=True)], 1)
-
-    def tokens(self, parts: Tensor, count: Tensor) -> Tensor:
-        """Style tokens (B, TOKENS, 768) of the vocabulary's length; where count is 1, the first holds everything."""
-        together = F.pad(parts.sum(1, keepdim=True) / math.sqrt(TOKENS), (0, 0, 0, TOKENS - 1))
-        chosen = torch.where((count == 1)[:, None, None], together, parts)
-        return demo_model.TOKEN_NORM * F.normalize(self.neutral + chosen, dim=-1)
 
 
 # ---- stage vae ----
@@ -610,7 +449,7 @@ def make_bank(options: argparse.Namespace) -> None:
         if number % 4:  # three quarters are after renderings, the rest after pictures as they are
             styles = painterly.render(styles, 10**6 + number)[0]
         targets = mixed(photographs, styles, network, options.mix_steps, painterly.Draw(number))
-        return banked(photographs, targets, "painting", vae, alexnet)
+        return banked(photographs, targets, MIX, vae, alexnet)
 
     folder = options.folder / "bank"
     folder.mkdir(exist_ok=True)
@@ -679,6 +518,7 @@ def train_unet(options: argparse.Namespace, unet: nn.Module | None = None) -> No
     space = StyleSpace.of([x.float() for x in training.features]).to(device)
     parts = torch.cat([space.parts([x[i].float() for x in training.features]).half()
                        for i in torch.arange(len(training), device=device).split(512)])
+    weights = torch.where(training.word == WORDS.index(MIX), MIX_WEIGHT, 1.0)
     training.features = []  # the parts are all that is needed of them
     run = Run(options.folder / "unet.pt", unet or build_unet(options), options, options.unet_steps, options.rate,
               0.999)
@@ -688,7 +528,7 @@ def train_unet(options: argparse.Namespace, unet: nn.Module | None = None) -> No
         return torch.rand(shape, generator=generator, device=device)
 
     for _ in run.going():
-        chosen = torch.randint(len(training), (options.unet_batch,), generator=generator, device=device)
+        chosen = torch.multinomial(weights, options.unet_batch, replacement=True, generator=generator)
         target, photograph = training.target[chosen].float(), training.photograph[chosen].float()
         rows = prompts.drawn(training.word[chosen], generator)
         # Styles near a measured one are styles too: learning passes through them.

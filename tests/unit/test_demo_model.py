@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import demo  # noqa: E402
 import demo_model  # noqa: E402
 import demo_pictures  # noqa: E402
+import demo_styles  # noqa: E402
 import train_demo_model as train  # noqa: E402
 
 
@@ -161,18 +162,18 @@ def features():
 
 
 def test_styles_lie_at_right_angles_to_each_other_and_to_what_they_share(features):
-    space = train.StyleSpace.of(features)
+    space = demo_styles.StyleSpace.of(features)
     parts = space.parts(features)
-    assert parts.shape == (40, train.TOKENS, 768)
+    assert parts.shape == (40, demo_styles.TOKENS, 768)
     assert (parts @ space.neutral).abs().max() < 1e-3
     products = torch.einsum("bid,bjd->bij", parts, parts)
     assert (products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
-    torch.testing.assert_close(parts.square().sum(2).mean(0), torch.full((train.TOKENS,), train.STYLE_REACH**2),
-                               rtol=0.05, atol=0)
+    lengths = parts.square().sum(2).mean(0)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, demo_styles.STYLE_REACH**2), rtol=0.05, atol=0)
 
 
 def test_one_token_holds_all_that_four_hold(features):
-    space = train.StyleSpace.of(features)
+    space = demo_styles.StyleSpace.of(features)
     parts = space.parts(features)[:2]
     tokens = space.tokens(parts, torch.tensor([4, 1]))
     torch.testing.assert_close(tokens[0].norm(dim=1), torch.full((4,), demo_model.TOKEN_NORM))
@@ -189,7 +190,7 @@ def test_style_features_know_colour_and_texture_but_not_place():
                                for i, (k, s) in enumerate(alexnet.shapes().items())})
     stripes = (torch.linspace(0, 120, 128).sin() / 2 + 0.5).expand(1, 3, 128, 128)
     red = stripes * torch.tensor([1.0, 0.2, 0.2]).view(1, 3, 1, 1)
-    found = [train.style_features(x, network) for x in (stripes, red, stripes.mT, stripes.roll(16, 3))]
+    found = [demo_styles.style_features(x, network) for x in (stripes, red, stripes.mT, stripes.roll(16, 3))]
     colours, textures = ([torch.cat(f[i:j], 1) for f in found] for i, j in ((0, 1), (1, 4)))
     assert (colours[0] - colours[1]).norm() > 10 * (colours[0] - colours[2]).norm()
     turned, moved = ((textures[0] - t).norm() / textures[0].norm() for t in (textures[2], textures[3]))

@@ -9,6 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import demo_model  # noqa: E402
+import demo_styles  # noqa: E402
 import train_demo_model as train  # noqa: E402
 from inst_pack.inst_core import host  # noqa: E402
 
@@ -45,7 +46,7 @@ def exported(tmp_path_factory):
         for name, model in (("unet", unet), ("vae", vae)):
             train.Run(folder / f"{name}.pt", model, chosen, 1, 1e-3, 0.9).save()
         train.export(chosen)
-        text = train.Text(chosen)
+        text = demo_styles.Text(chosen)
     with torch.inference_mode():
         loaded = comfy.sd.load_checkpoint_guess_config(str(folder / "inst-demo.safetensors"),
                                                        embedding_directory=[str(folder)])[:3]
@@ -84,9 +85,9 @@ def test_the_denoiser_is_the_one_that_was_trained(exported):
 
 def test_the_context_is_the_one_that_was_trained(exported):
     chosen, _, _, text, _, clip, _ = exported
-    prompts = train.Prompts(chosen)
-    vectors = demo_model.TOKEN_NORM * torch.nn.functional.normalize(random(1, train.TOKENS, 768), dim=-1)
-    sentences = [s for s in train.SENTENCES if "{}" not in s]
+    prompts = demo_styles.Prompts(chosen)
+    vectors = demo_model.TOKEN_NORM * torch.nn.functional.normalize(random(1, demo_styles.TOKENS, 768), dim=-1)
+    sentences = [s for s in demo_styles.SENTENCES if "{}" not in s]
     for row, sentence in enumerate(sentences):
         rows = prompts.generic[0, row][None]
         ours = text(prompts.ids[rows], prompts.place[rows], prompts.count[rows], vectors)
@@ -143,7 +144,7 @@ def bank(monkeypatch, tmp_path):
     def pairs(count: int, seed: int) -> dict:
         return vars(train.Bank(random(count, 4, 8, 8, seed=seed).half(), random(count, 4, 8, 8, seed=seed + 1).half(),
                                [random(count, n, seed=seed + n).half() for n in (73, 40, 50, 60)],
-                               torch.arange(count) % len(train.WORDS)))
+                               torch.arange(count) % len(demo_styles.WORDS)))
 
     def make(name: str):
         folder = tmp_path / name
@@ -183,8 +184,8 @@ def test_an_interrupted_training_gives_the_same_bits(bank):
 
 
 def test_every_kind_of_prompt_is_drawn(bank):
-    prompts = train.Prompts(options(bank("any")))
-    words = torch.arange(len(train.WORDS)).repeat(200)
+    prompts = demo_styles.Prompts(options(bank("any")))
+    words = torch.arange(len(demo_styles.WORDS)).repeat(200)
     rows = prompts.drawn(words, torch.Generator().manual_seed(0))
     share = {"empty": (rows == prompts.empty).float().mean(), "bare": torch.isin(rows, prompts.bare).float().mean(),
              "named": torch.isin(rows, prompts.named).float().mean(),
@@ -192,6 +193,6 @@ def test_every_kind_of_prompt_is_drawn(bank):
     expected = {"empty": 0.1, "bare": 0.05, "named": 0.2, "one token": 0.3 * 0.85}
     assert all(abs(share[k] - expected[k]) < 0.03 for k in expected), share
     named = torch.isin(rows, prompts.named)
-    assert torch.equal(prompts.named[0][words[named]][prompts.count[rows[named]] == train.TOKENS],
-                       rows[named][prompts.count[rows[named]] == train.TOKENS])  # the picture's own word
+    assert torch.equal(prompts.named[0][words[named]][prompts.count[rows[named]] == demo_styles.TOKENS],
+                       rows[named][prompts.count[rows[named]] == demo_styles.TOKENS])  # the picture's own word
     assert prompts.ids.shape[1] == 77
