@@ -80,6 +80,13 @@ def proof(text: dict[str, Tensor]) -> Tensor:
     return torch.cat([text[k].flatten()[:PROOF_LENGTH] for k in sorted(text) if text[k].ndim == 2])
 
 
+def check(text: dict[str, Tensor], expected: Tensor) -> None:
+    """Raises ValueError when a text encoder is not the one that ``expected`` is the proof of."""
+    if not torch.allclose(proof(text).float(), expected.float(), rtol=1e-2, atol=1e-6):
+        raise ValueError(f"torch {torch.__version__} draws other random numbers than the demo model's text encoder was "
+                         "made of. Use another version of torch, or give the demo a real checkpoint.")
+
+
 # ---- int8 ----
 
 def packed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,10 +153,8 @@ def join(shipped: Path, target: Path) -> None:
             raise ValueError(f"{shipped.name} is not a demo model of the format {FORMAT!r}.")
         small = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no dictionary)
         recipe = file.metadata()["recipe"]
-    text, expected = text_encoder(), small.pop(PROOF)
-    if not torch.allclose(proof(text).float(), expected.float(), rtol=1e-2, atol=1e-6):
-        raise ValueError(f"torch {torch.__version__} draws other random numbers than the demo model's text encoder was "
-                         "made of. Use another version of torch, or give the demo a real checkpoint.")
+    text = text_encoder()
+    check(text, small.pop(PROOF))
     weights = unpacked(small)
     weights |= {TEXT + k: v for k, v in text.items()}
     save_whole(target, weights, {"modelspec.title": "InST demo", "inst.recipe": recipe})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_model import save_whole
+from demo_model import PROOF, proof, save_whole, text_encoder
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -46,12 +46,14 @@ class Pack:
         training, held_out: pictures (n, 3, SIDE, SIDE), bytes.
         alexnet: AlexNet's convolutions and the LPIPS heads, as in lpips-alex.safetensors.
         vgg: VGG-16 up to conv4_1.
+        proof: of the text encoder, as the machine that packed draws it.
     """
 
     training: Tensor
     held_out: Tensor
     alexnet: dict[str, Tensor]
     vgg: dict[str, Tensor]
+    proof: Tensor
 
 
 def packaged() -> list[Path]:
@@ -164,6 +166,7 @@ def pack(target: Path, weights: Path, folders: Iterable[Path] = (), most_bytes: 
     tensors = {
         "pictures": torch.frombuffer(bytearray(b"".join(data for _, data in found)), dtype=torch.uint8),
         "lengths": torch.tensor([len(data) for _, data in found]),
+        PROOF: proof(text_encoder()),
         **{f"alexnet.{k}": v.half() for k, v in load_file(weights / "lpips-alex.safetensors").items()},
         **{f"vgg.features.{i}.{part}": vgg[f"features.{i}.{part}"].half()
            for i in VGG_KEPT for part in ("weight", "bias")},
@@ -193,4 +196,4 @@ def read(path: Path, most: int | None = None) -> Pack:
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
 
-    return Pack(opened(training), opened(judging), under("alexnet."), under("vgg."))
+    return Pack(opened(training), opened(judging), under("alexnet."), under("vgg."), tensors[PROOF])

@@ -258,6 +258,7 @@ def build_vae(options: argparse.Namespace) -> nn.Module:
 def build_unet(options: argparse.Namespace, **changes) -> nn.Module:
     host(options)
     import comfy.ops
+    from comfy.ldm.modules.attention import FeedForward
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
     model = UNetModel(**UNET | changes, out_channels=4, transformer_depth_output=[1, 1, 1, 1], dtype=torch.float32,
@@ -265,9 +266,10 @@ def build_unet(options: argparse.Namespace, **changes) -> nn.Module:
     initialise(model, options.seed, ("out_layers.3.weight", "proj_out.weight", "out.2.weight"))
     model.to(options.device, memory_format=torch.channels_last)
     if options.compile:
-        for module in model.modules():
-            if isinstance(module, ResBlock):  # norms and activations fused; the rest is matrix products already
-                module._forward = torch.compile(module._forward)
+        # Norms and activations fused; the rest is matrix products already. The functions, not the modules: one
+        # compilation then serves all blocks of a shape, and compiling takes as long as many steps.
+        for owner, name in ((ResBlock, "_forward"), (FeedForward, "forward")):
+            setattr(owner, name, torch.compile(getattr(owner, name)))
     return model
 
 
@@ -427,6 +429,7 @@ def make_bank(options: argparse.Namespace) -> None:
     if (options.folder / "bank.pt").exists():
         return
     pack, device = demo_pictures.read(options.folder / PICTURES, options.pictures), options.device
+    demo_model.check(demo_model.text_encoder(), pack.proof)  # this torch must draw what the user's draws
     vae, alexnet = trained_vae(options), AlexNet(pack.alexnet).to(device)
     network = vgg.VGG(vgg.TORCHVISION_16, pack.vgg).to(device, memory_format=torch.channels_last)
     size, began = options.bank_batch, time.monotonic()
@@ -546,7 +549,7 @@ def train_unet(options: argparse.Namespace, unet: nn.Module | None = None) -> No
         if run.due(options.log_every):
             values = {}
             if options.judged and run.due(10 * options.log_every):
-                with run.averaged():
+                with run.averaged(), torch.compiler.set_stance("force_eager"):  # other sizes would compile again
                     values = judge_unet(run, held_out, space, text, prompts, sigmas, options)
             run.note(options.unet_batch, **values)
 
@@ -707,7 +710,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="sheets, curves and the shipped file in parts are copied here")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available()
                                                                             else "cpu"))
-    parser.add_argument("--compile", action="store_true", help="torch.compile for the U-Net's residual blocks")
+    parser.add_argument("--compile", action="store_true", help="torch.compile in the U-Net: slow to start, then faster")
     parser.add_argument("--minutes", type=float, default=0, help="time limit of each stage of this call, 0 = none")
     parser.add_argument("--finish", action="store_true", help="with --minutes: the stage ends with this call, however "
                         "many steps that is; the rate falls to zero towards its end")

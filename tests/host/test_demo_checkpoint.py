@@ -44,7 +44,10 @@ def exported(tmp_path_factory):
         patch.setattr(demo_model, "text_encoder", functools.cache(demo_model.text_encoder))  # it takes seconds
         unet, vae = stir(train.build_unet(chosen)), stir(train.build_vae(chosen))
         for name, model in (("unet", unet), ("vae", vae)):
-            train.Run(folder / f"{name}.pt", model, chosen, 1, 1e-3, 0.9).save()
+            run = train.Run(folder / f"{name}.pt", copy.deepcopy(model), chosen, 1, 1e-3, 0.9)
+            for parameter in run.parameters:
+                parameter.data.zero_()  # what counts is the average
+            run.save()
         train.export(chosen)
         text = demo_styles.Text(chosen)
     with torch.inference_mode():

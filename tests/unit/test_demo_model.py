@@ -44,7 +44,7 @@ def test_int8_keeps_every_row_to_a_percent_and_vectors_to_a_half(weights):
     assert back.keys() == weights.keys()
     for key, value in weights.items():
         assert back[key].shape == value.shape and back[key].dtype == torch.float16
-        assert (back[key].float() - value).norm() / value.norm() < (0.012 if value.ndim > 1 else 1e-3)
+        assert (back[key].float() - value).norm() / value.norm() < (0.007 if value.ndim > 1 else 1e-3)
 
 
 def test_join_adds_the_text_encoder_and_writes_the_whole_file(little, weights, tmp_path):
@@ -97,7 +97,7 @@ def picture(path: Path, seed: int, size: int = 320) -> Path:
 
 
 @pytest.fixture()
-def sources(tmp_path):
+def sources(little, tmp_path):
     (tmp_path / "weights").mkdir()
     save_file({"features.0.weight": random(2, 3)}, tmp_path / "weights" / "lpips-alex.safetensors")
     save_file({f"features.{i}.{part}": random(2, 3) for i in (*demo_pictures.VGG_KEPT, 19)
@@ -116,6 +116,7 @@ def test_packing_is_repeatable_and_keeps_a_part_for_judging(tmp_path, sources):
     assert pack.training.shape == (6, 3, side, side) and pack.held_out.shape == (2, 3, side, side)
     assert pack.training.dtype == torch.uint8
     assert "features.17.bias" in pack.vgg and "features.19.bias" not in pack.vgg
+    demo_model.check(demo_model.text_encoder(), pack.proof)
     again = packed(tmp_path, list(reversed(sources)), "again")
     assert torch.equal(pack.training, again.training) and torch.equal(pack.held_out, again.held_out)
 
