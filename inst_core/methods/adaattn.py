@@ -121,20 +121,21 @@ class AdaAttN(nn.Module):
         self.level, self.shallow, self.samples = level, shallow, samples
 
     def style(self, features: Sequence[Tensor]) -> Features:
-        """K (B, m, C_key) and [V, V^2] (B, m, 2 C) of the sampled style positions."""
+        """K (B, m, C_key) and V (B, m, C) of the sampled style positions."""
         k = sampled(positions(key(features, self.level, self.shallow)), self.samples)
-        v = project(self.h, sampled(positions(features[self.level - 1]), self.samples))
-        return project(self.g, k), torch.cat([v, v.square()], -1)
+        v = sampled(positions(features[self.level - 1]), self.samples)
+        return project(self.g, k), project(self.h, v)
 
-    def attend(self, query: Tensor, style: Features) -> Tensor:
-        """Q (B, n, C_key) -> A [V, V^2] with A = softmax(Q K^T), (B, n, 2 C)."""
-        k, values = style
-        return (query @ k.mT).softmax(-1) @ values
+    def attend(self, query: Tensor, style: Features) -> Features:
+        """Q (B, n, C_key) -> A V and A V^2 with A = softmax(Q K^T), (B, n, C) each."""
+        k, v = style
+        attention = (query @ k.mT).softmax(-1)
+        return attention @ v, attention @ v.square()
 
     def forward(self, content: Features, style: Features, limits: Limits) -> Tensor:
         """S * norm(F_c) + M, where M = A V and S = sqrt(A V^2 - M^2). (B, C, h, w)."""
         def stylised(keys: Tensor, normalised: Tensor) -> Tensor:
-            mean, square = self.attend(project(self.f, keys), style).chunk(2, -1)
+            mean, square = self.attend(project(self.f, keys), style)
             return torch.relu(square - mean.square()).sqrt() * normalised + mean
 
         features = content[self.level - 1]
@@ -152,14 +153,15 @@ class CosineAdaAttN(AdaAttN):
 
     def style(self, features: Sequence[Tensor]) -> Features:
         """(B, C_key + 1, 1 + 2 C): sums over positions of [K / |K|, 1] x [1, V, V^2]."""
-        k, values = super().style(features)
-        k = torch.cat([k / (k.norm(dim=-1, keepdim=True) + 1e-5), torch.ones_like(k[..., :1])], -1)
-        return (k.mT @ torch.cat([torch.ones_like(k[..., :1]), values], -1),)
+        k, v = super().style(features)
+        one = torch.ones_like(k[..., :1])
+        k = torch.cat([k / (k.norm(dim=-1, keepdim=True) + 1e-5), one], -1)
+        return (k.mT @ torch.cat([one, v, v.square()], -1),)
 
-    def attend(self, query: Tensor, style: Features) -> Tensor:
+    def attend(self, query: Tensor, style: Features) -> Features:
         query = query / (query.norm(dim=-1, keepdim=True) + 1e-5)
         total, weighted = (query @ style[0][:, :-1] + style[0][:, -1:]).split([1, style[0].shape[2] - 1], -1)
-        return weighted / (total + 1e-5)
+        return (weighted / (total + 1e-5)).chunk(2, -1)
 
 
 # ---- models ----
