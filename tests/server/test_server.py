@@ -99,7 +99,10 @@ def test_sockets_and_widgets_are_those_of_the_nodes(workflow, object_info):
         uploads = sum(bool(len(v) > 1 and v[1].get("image_upload")) for v in inputs.values())
         values = widget_values(node, info)
         assert len(node["widgets_values"]) == len(values) + controls + uploads
-        assert [o["type"] for o in node["outputs"]] == info["output"]
+        outputs = [o["type"] for o in node["outputs"]]
+        if not node["type"].startswith("InST_"):
+            outputs = outputs[:len(info["output"])]  # stock nodes of older hosts have fewer
+        assert outputs == info["output"]
         for name in inputs:
             grown = [link for socket, link in links.items() if inputs[name][0] == AUTOGROW
                      and socket.startswith(f"{name}.")]
