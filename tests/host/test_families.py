@@ -112,6 +112,24 @@ def test_learn_apply_invert_sample(family, tmp_path):
     assert torch.isfinite(pictures[0]).all() and (pictures[0] - pictures[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["sd2-eps", "sdxl", "sd3", "flux"])
+def test_recomputed_layers_give_the_same_gradient(open_family, name):
+    """What learning does where memory is short; some families' layers add in place."""
+    model, clip, _ = open_family(name)
+    z = model.model.process_latent_in(latent_of(model)["samples"]).clone()
+    with host.training_mode(), host.training_session(model, clip, "a house, *", TOKENS) as session:
+        widths = host.text_widths(clip)
+        with torch.no_grad():
+            prompt = session.text.encode({k: torch.full((TOKENS, w), 0.02) for k, w in widths.items()})
+        sigma, gradients = session.denoiser.level(torch.tensor([STRENGTH])), []
+        for session.denoiser.recompute in (False, True):
+            context = prompt.context.clone().requires_grad_()
+            session.denoiser.denoised(z, sigma, prompt._replace(context=context)).square().sum().backward()
+            gradients.append(context.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, atol=1e-3 * float(gradients[0].abs().max()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["sd2-eps", "flux"])
 def test_the_attention_encoder_learns_for_every_text_encoder(open_family, name):
     model, clip, _ = open_family(name)
