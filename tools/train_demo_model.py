@@ -209,7 +209,8 @@ def curves(log: list[dict], width: int = 720, height: int = 400) -> Image.Image:
                    height - 25 - (height - 45) * (math.log10(row[name]) - low) / (high - low))
                   for row in log if row.get(name, 0) > 0]
         pen.line(points, fill=ink, width=2)
-        pen.text((width - 180, 12 + 13 * names.index(name)), f"{name} {log[-1].get(name, math.nan):.4f}", fill=ink)
+        latest = next(row[name] for row in reversed(log) if name in row)
+        pen.text((width - 180, 12 + 13 * names.index(name)), f"{name} {latest:.4f}", fill=ink)
     for place, value in ((height - 30, low), (12, high)):
         pen.text((4, place), f"{10**value:.3f}", fill="grey")
     pen.text((width - 60, height - 14), str(last), fill="grey")
@@ -619,6 +620,7 @@ def export(options: argparse.Namespace) -> None:
     say(f"export: {shipped} has {shipped.stat().st_size / 1e6:.2f} MB; int8 changed no tensor by more than "
         f"{100 * error:.1f} %")
     if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
         data = shipped.read_bytes()
         for i in range(0, -(-len(data) // PART_BYTES)):
             part = options.output / f"{shipped.name}.{i}"
