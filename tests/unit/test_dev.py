@@ -198,6 +198,9 @@ def test_chromium_is_installed_where_we_may_and_hinted_at_elsewhere(monkeypatch,
     monkeypatch.setattr(dev.os, "geteuid", lambda: 0)
     dev.install_chromium()
     assert calls.read_text().splitlines() == ["update", "install -y --no-install-recommends chromium"]
+    (tmp_path / "apt-get").write_text("#!/bin/sh\necho no such package; exit 100\n")
+    dev.install_chromium()
+    assert "no such package\nThe browser tests are skipped" in capsys.readouterr().out.replace("\n\n", "\n")
     monkeypatch.setenv("INST_CHROMIUM", "mine")
     dev.install_chromium()
     assert dev.chromium() == "mine" and len(calls.read_text().splitlines()) == 2
