@@ -44,10 +44,8 @@ import demo_model
 import demo_pictures
 import painterly
 from demo_styles import (
-    KEPT,
     MIX,
     PHOTOGRAPH,
-    STYLE_REACH,
     WORDS,
     Prompts,
     StyleSpace,
@@ -73,6 +71,7 @@ PACE = 20  # steps by which the speed is measured
 PART_BYTES = 15 * 2**20  # a lent machine gives back files of at most 16 MiB
 
 MIX_WEIGHT = 3.0  # mixes are few and the most like paintings: they are met so many times as often as renderings
+TOKEN_NOISE = 0.8  # largest length of what is added to a style token, beside 1 for what all have in common
 GAMMA = 5.0  # of min-SNR weighting
 STARTS = (400, 999)  # noise levels at which a sampler may be given the photograph
 MOST_REMEMBERED = 2.0  # how much of the photograph is left: plain noising leaves 1, stochastic inversion 2
@@ -535,10 +534,10 @@ def train_unet(options: argparse.Namespace, unet: nn.Module | None = None) -> No
         chosen = torch.multinomial(weights, options.unet_batch, replacement=True, generator=generator)
         target, photograph = training.target[chosen].float(), training.photograph[chosen].float()
         rows = prompts.drawn(training.word[chosen], generator)
-        # Styles near a measured one are styles too: learning passes through them.
+        # Learning leaves the directions that measured styles fill; there the model must stay calm.
+        astray = TOKEN_NOISE / math.sqrt(demo_model.WIDTH) * draw(len(chosen), 1, 1)
         style = parts[chosen].float()
-        style = style + 0.05 * STYLE_REACH / math.sqrt(sum(KEPT)) * torch.randn(
-            style.shape, generator=generator, device=device)
+        style = style + astray * torch.randn(style.shape, generator=generator, device=device)
         context = text(prompts.ids[rows], prompts.place[rows], prompts.count[rows],
                        space.tokens(style, prompts.count[rows]))
         share = (draw(len(chosen)) < 0.5) * MOST_REMEMBERED * draw(len(chosen))
