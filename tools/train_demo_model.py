@@ -721,7 +721,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, help="only so many training pictures, for a try")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-batch", type=int, default=64)
-    parser.add_argument("--vae-side", type=int, default=128)
+    parser.add_argument("--vae-side", type=int, default=128, help="px of a crop, at least 64")
     parser.add_argument("--renderings", type=int, default=10, help="of each photograph in the bank")
     parser.add_argument("--mixes", type=int, default=2048)
     parser.add_argument("--mix-steps", type=int, default=60)
