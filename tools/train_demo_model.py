@@ -158,7 +158,8 @@ class Run:
                 torch._foreach_copy_(self.parameters, own)
 
     def due(self, every: int) -> bool:
-        return self.step % every == 0 or self.done
+        """Also after the first step: what is wrong shows at once."""
+        return self.step == 1 or self.step % every == 0 or self.done
 
     def note(self, batch: int, **values: float) -> None:
         """Prints and logs where we are; redraws the curves."""
