@@ -110,6 +110,10 @@ class StyleEncoder(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
+    def free_vectors(self) -> list[nn.Parameter]:
+        """Parameters that are pseudo-words themselves, (n, width) each; none where a network makes them."""
+        return []
+
 
 class PaperEncoder(StyleEncoder):
     """``paper``: the paper's module, with CLIP seeing the picture. One vector of width 768."""
@@ -184,6 +188,9 @@ class DirectEncoder(StyleEncoder):
 
     def forward(self, features: PictureFeatures | None = None, generator: torch.Generator | None = None) -> Vectors:
         return dict(self.vectors.items())
+
+    def free_vectors(self) -> list[nn.Parameter]:
+        return list(self.vectors.values())
 
 
 ENCODERS = {"direct": DirectEncoder, "attention": AttentionEncoder, "paper": PaperEncoder, "released": ReleasedEncoder}

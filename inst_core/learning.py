@@ -3,27 +3,58 @@
 The denoiser and the text encoder stay frozen; only the style encoder's parameters move.
 """
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .encoders import PictureFeatures, StyleEncoder, Vectors
+from .encoders import DirectEncoder, PictureFeatures, StyleEncoder, Vectors
+from .memory import WithinMemory, is_out_of_memory, kept_for_backward
 from .objective import (
+    RELEASED,
     Batch,
+    Objective,
     converged,
-    draw_batch,
-    held_out_batches,
+    held_out_bank,
     noise_error,
-    stratified_timesteps,
-    uniform_timesteps,
+    samples,
+    weighted,
 )
 
-CHECKS = 8  # held-out losses taken during a run, besides the first
+# Defaults, chosen by the ablation in docs/learning.md.
+TOKENS, STEPS, BATCH_SIZE, CROPS = 4, 100, 4, 16
+START_WORDS = "painting"
 
-# (steps done, training loss, denoised prediction (B, C, h, w)); raises to stop.
-Report = Callable[[int, float, Tensor], None]
+# Held-out losses are taken about every CHECK_SAMPLES samples, and at most MOST_CHECKS times in a run.
+CHECK_SAMPLES, MOST_CHECKS = 40, 40
+SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
+
+# (steps done, samples done, training loss, denoised predictions (B, C, h, w)); raises to stop.
+Report = Callable[[int, int, float, Tensor], None]
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much is computed at once. Results depend on it to rounding only.
+
+    Attributes:
+        samples: of one optimiser step that go through the denoiser together.
+        recompute: activations of the denoiser's blocks are computed again for backward instead of being kept (Chen et
+            al. 2016, gradient checkpointing).
+    """
+
+    samples: int
+    recompute: bool = False
+
+    def halved(self) -> "Room | None":
+        """Half the samples; at one sample recomputation; then nothing is left to try."""
+        if self.samples > 1:
+            return replace(self, samples=self.samples // 2)
+        return None if self.recompute else replace(self, recompute=True)
 
 
 @dataclass(frozen=True)
@@ -54,21 +85,35 @@ class Settings:
         batch_size: samples a step.
         seed: draws everything that is random.
         seconds: time limit, 0 = none.
+        objective: which samples, for encoders that are not ``faithful``.
+        keep_norm: vectors of ``direct`` keep the length they start with.
+        ema: decay of the average of the encoder's weights that is kept as the result, 0 = no average.
     """
 
-    steps: int
-    learning_rate: float
-    batch_size: int = 1
+    steps: int = STEPS
+    learning_rate: float = DirectEncoder.learning_rate
+    batch_size: int = BATCH_SIZE
     seed: int = 0
     seconds: float = 0
+    objective: Objective = field(default_factory=Objective)
+    keep_norm: bool = False
+    ema: float = 0.0
 
     def __post_init__(self):
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; at least 1 is needed. A few hundred learn a style.")
+            raise ValueError(f"steps is {self.steps}; at least 1 is needed. A hundred or so learn a style.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; at least 1 is needed.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 (about 1e-4 to 1e-2).")
+
+
+class Check(NamedTuple):
+    """A held-out loss, and how many samples and seconds of learning came before it."""
+
+    samples: int
+    seconds: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -78,14 +123,14 @@ class Learned:
     Attributes:
         vectors: the pseudo-words.
         losses: training loss of every step.
-        held_out: losses on the fixed bank, first to last.
+        checks: losses on the fixed bank, first to last.
         kept: the held-out loss of ``vectors``.
         verdict: one line for the person who waited.
     """
 
     vectors: Vectors
     losses: list[float]
-    held_out: list[float]
+    checks: list[Check]
     kept: float
     verdict: str
 
@@ -94,7 +139,7 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
     """Moves ``encoder`` until the frozen denoiser explains the painting.
 
     Args:
-        session: ``denoiser``, ``text`` and ``device`` (see ``host.training``).
+        session: ``denoiser``, ``text``, ``device``, ``free_bytes`` (see ``host.training.TrainingSession``).
         report: called after every step.
 
     Returns:
@@ -102,73 +147,179 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
         when the held-out loss no longer falls, and keep the best. ``encoder`` holds the same weights.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the loss or its gradient is not finite.
     """
+    session.denoiser.forget()
     painting = painting.clone()  # tensors made in inference mode cannot be saved for backward; their clones can
     generator = torch.Generator().manual_seed(settings.seed)
-    timesteps = uniform_timesteps if encoder.faithful else stratified_timesteps
+    objective = RELEASED if encoder.faithful else settings.objective
+    batches = samples(painting.views, settings.batch_size, objective, session.denoiser.log_snr, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate)
-    check_every = -(-settings.steps // CHECKS)
-    began, late, losses = time.monotonic(), False, []
-    held_out, best = [held_out_loss(session, encoder, painting, settings.batch_size)], snapshot(encoder)
+    within_memory = WithinMemory(room_for(session, encoder, painting, settings.batch_size))
+    norms, average = row_norms(encoder), snapshot(encoder)
+    check_every = max(1, CHECK_SAMPLES // settings.batch_size, settings.steps // MOST_CHECKS)
+    began, late, losses, checks = time.monotonic(), False, [], []
 
+    def check() -> None:
+        with holding(encoder, average if settings.ema else None):
+            loss = within_memory(lambda room: held_out_loss(session, encoder, painting, room))
+        checks.append(Check(len(losses) * settings.batch_size, time.monotonic() - began, loss))
+
+    check()
+    best = snapshot(encoder)
     for step in range(1, settings.steps + 1):
-        batch = draw_batch(painting.views, settings.batch_size, timesteps, generator)
-        loss, denoised = backward(session, encoder, painting.features, batch, generator)
-        if not torch.isfinite(loss):
-            raise ValueError(f"The loss became {loss.item()} at step {step}. Lower learning_rate "
-                             f"(now {settings.learning_rate:g}), or run ComfyUI with --force-fp32.")
+        batch = next(batches)
+        loss, denoised = within_memory(
+            lambda room, batch=batch: backward(session, encoder, painting.features, batch, generator, room))
+        check_finite(loss, encoder, step, settings)
         optimizer.step()
         optimizer.zero_grad()
+        if settings.keep_norm:
+            restore_norms(encoder, norms)
+        update_average(average, encoder, settings.ema)
         losses.append(loss.item())
 
         late = bool(settings.seconds) and time.monotonic() - began > settings.seconds
         last = late or step == settings.steps
         if last or step % check_every == 0:
-            held_out.append(held_out_loss(session, encoder, painting, settings.batch_size))
-            if encoder.faithful or held_out[-1] <= min(held_out):
-                best = snapshot(encoder)
-        report(step, losses[-1], denoised)
-        if last or (converged(held_out) and not encoder.faithful):
+            check()
+            if encoder.faithful or checks[-1].loss <= min(c.loss for c in checks):
+                best = {k: v.clone() for k, v in average.items()}
+        report(step, step * settings.batch_size, losses[-1], denoised)
+        if last or (converged([c.loss for c in checks]) and not encoder.faithful):
             break
 
     encoder.load_state_dict(best)
-    kept = held_out[-1] if encoder.faithful else min(held_out)
+    kept = checks[-1].loss if encoder.faithful else min(c.loss for c in checks)
     ended = "stopped by the time limit" if late else "converged" if step < settings.steps else "finished"
-    verdict = f"{ended} after {step} of {settings.steps} steps, held-out loss {held_out[0]:.4f} \u2192 {kept:.4f}"
-    return Learned(final_vectors(encoder, painting.features, settings.seed), losses, held_out, kept, verdict)
+    verdict = (f"{ended} after {step} of {settings.steps} steps ({checks[-1].samples} samples, "
+               f"{checks[-1].seconds:.1f} s), held-out loss {checks[0].loss:.4f} \u2192 {kept:.4f}"
+               f"{economy(within_memory.limits, settings)}")
+    return Learned(final_vectors(encoder, painting.features, settings.seed), losses, checks, kept, verdict)
 
 
 def backward(session, encoder: StyleEncoder, features: PictureFeatures | None, batch: Batch,
-             generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Accumulates d(loss)/d(encoder parameters); returns the mean loss and the denoised prediction, both detached.
+             generator: torch.Generator | None, room: Room) -> tuple[Tensor, Tensor]:
+    """Accumulates d(loss)/d(encoder parameters); returns the mean loss and the denoised predictions, both detached.
 
-    The graph is cut at the context: the text encoder is differentiated once, however many samples the batch has.
+    Cut in two at the context: the denoiser gives d(loss)/d(context), as many samples at a time as there is room for;
+    the text encoder, run a second time with gradients, carries it on to the encoder.
     """
-    with session.text.recording():
-        conditioning = session.text.encode(encoder(features, generator))
-        cut = type(conditioning)(*(t if t is None else t.detach().requires_grad_() for t in conditioning))
-        error, denoised = noise_error(session.denoiser, batch, cut, session.device)
-        # Backward of the sum, divided afterwards: the mean's tiny gradients would vanish in a float16 denoiser.
-        error.sum().backward()
-        # A denoiser without size conditioning ignores the pooled output.
-        reached = [(t, c.grad / error.numel()) for t, c in zip(conditioning, cut, strict=True)
-                   if c is not None and c.grad is not None]
-        torch.autograd.backward(*zip(*reached, strict=True))
-    return error.detach().mean(), denoised.detach()
+    session.denoiser.recompute = room.recompute
+    state = generator and generator.get_state()
+    try:
+        vectors = encoder(features, generator)
+        context = leaf(text_of(session, vectors))
+        total, parts = 0.0, []
+        for part in batch.split(room.samples):
+            error, denoised = noise_error(session.denoiser, part, context, session.device)
+            loss = weighted(error, part.weight).sum()
+            # The sum, divided afterwards: the mean's tiny gradients would vanish in a float16 denoiser.
+            loss.backward()
+            total += loss.detach()
+            parts.append(denoised.detach())
+        count = batch.latent.numel()
+        with session.text.recording():
+            # A denoiser without size conditioning ignores the pooled output.
+            reached = [(t, c.grad / count) for t, c in zip(session.text.encode(vectors), context, strict=True)
+                       if c is not None and c.grad is not None]
+            torch.autograd.backward(*zip(*reached, strict=True))
+    except BaseException:
+        if generator:
+            generator.set_state(state)  # a second try with less memory draws the same dropout
+        raise
+    return total / count, torch.cat(parts)
 
 
 @torch.no_grad()
-def held_out_loss(session, encoder: StyleEncoder, painting: Painting, batch_size: int) -> float:
+def text_of(session, vectors: Vectors):
+    """The context of the prompt with these pseudo-words, without gradients."""
+    return session.text.encode({k: v.detach() for k, v in vectors.items()})
+
+
+def leaf(conditioning):
+    """The same, as the place where a gradient ends."""
+    return type(conditioning)(*(t if t is None else t.detach().requires_grad_() for t in conditioning))
+
+
+def room_for(session, encoder: StyleEncoder, painting: Painting, samples: int) -> Room:
+    """How many of ``samples`` go through the denoiser together, by what backward keeps of one and the memory that is
+    free; with recomputation where not even one fits."""
+    session.denoiser.recompute = False
+    one = next(held_out_bank(painting.views).split(1))
+    context = leaf(text_of(session, encoder(painting.features)))
+    try:
+        kept = kept_for_backward(lambda: noise_error(session.denoiser, one, context, session.device)[0])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Room(1, recompute=True)
+    fitting = int(SHARE_OF_FREE_MEMORY * session.free_bytes() / max(kept, 1))
+    return Room(min(samples, max(1, fitting)), recompute=fitting < 1)
+
+
+@torch.no_grad()
+def held_out_loss(session, encoder: StyleEncoder, painting: Painting, room: Room) -> float:
     """Mean loss on the fixed bank, the encoder as it is applied (dropout off)."""
-    conditioning = session.text.encode(encoder(painting.features))
+    conditioning = text_of(session, encoder(painting.features))
     errors = [noise_error(session.denoiser, batch, conditioning, session.device)[0].flatten(1).mean(1)
-              for batch in held_out_batches(painting.whole, batch_size)]
+              for batch in held_out_bank(painting.whole).split(room.samples)]
     return torch.cat(errors).mean().item()
 
 
-def snapshot(encoder: StyleEncoder) -> dict[str, Tensor]:
+def check_finite(loss: Tensor, encoder: StyleEncoder, step: int, settings: Settings) -> None:
+    """Raises ValueError before a broken gradient reaches the style."""
+    gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+    if torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients):
+        return
+    raise ValueError(f"At step {step} the loss was {loss.item():g} and its gradient "
+                     f"{max(float(g.norm()) for g in gradients):g}. Lower learning_rate (now "
+                     f"{settings.learning_rate:g}), or run ComfyUI with --bf16-unet or --force-fp32.")
+
+
+def row_norms(encoder: StyleEncoder) -> list[Tensor]:
+    """Lengths of the free vectors of an encoder, one (n, 1) for each text encoder."""
+    return [p.detach().norm(dim=-1, keepdim=True) for p in encoder.free_vectors()]
+
+
+@torch.no_grad()
+def restore_norms(encoder: StyleEncoder, norms: list[Tensor]) -> None:
+    """Puts free vectors back to these lengths: learned tokens grow far beyond the vocabulary's otherwise, and drown
+    the rest of the prompt (Kim et al. 2026, directional textual inversion; here by projection after AdamW)."""
+    for vectors, norm in zip(encoder.free_vectors(), norms, strict=True):
+        vectors.mul_(norm / vectors.norm(dim=-1, keepdim=True))
+
+
+@torch.no_grad()
+def update_average(average: Weights, encoder: StyleEncoder, decay: float) -> None:
+    """Moves ``average`` towards the encoder's weights; with decay 0 it is a copy of them."""
+    for key, value in encoder.state_dict().items():
+        average[key].lerp_(value, 1 - decay)
+
+
+@contextmanager
+def holding(encoder: StyleEncoder, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The encoder with other weights for a while."""
+    if weights is None:
+        yield
+        return
+    own = snapshot(encoder)
+    encoder.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        encoder.load_state_dict(own)
+
+
+def snapshot(encoder: StyleEncoder) -> Weights:
     return {k: v.detach().clone() for k, v in encoder.state_dict().items()}
+
+
+def economy(room: Room, settings: Settings) -> str:
+    """What the verdict says when memory was short."""
+    if room == Room(settings.batch_size):
+        return ""
+    return f"; memory was short: {room.samples} at once{', with recomputation' if room.recompute else ''}"
 
 
 @torch.no_grad()

@@ -48,15 +48,13 @@ def kept_for_backward(function: Callable[[], torch.Tensor]) -> int:
 
     Weights that are used as they are do not count: they are leaves, whose memory is shared by every call.
     """
-    kept: dict[int, int] = {}
+    alive: dict[int, torch.Tensor] = {}  # by address, which nothing else can have while they live
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> None:
         if not (tensor.is_leaf and isinstance(tensor, torch.nn.Parameter)):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            alive[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = function()
-    del result
-    return sum(kept.values())
+    # The graph itself is given nothing to hold: a graph that holds its own outputs would never be freed.
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+        function()
+    return sum(tensor.untyped_storage().nbytes() for tensor in alive.values())

@@ -26,7 +26,10 @@ MAX_TOKENS = 75
 # Widths of the text encoders a style can be written for.
 KNOWN_WIDTHS = {"clip_l": 768, "clip_g": 1280, "clip_h": 1024, "t5xxl": 4096}
 # Kept when the user disables metadata: without them the file cannot say what it fits.
-FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family")
+FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers")
+# Which cross-attention layers of the denoiser a style is meant for (see host/style_layers.py).
+ALL_LAYERS, LATE_LAYERS = "all", "late"
+LAYERS = ALL_LAYERS, LATE_LAYERS
 THUMBNAIL_PIXELS = 256
 _PREFIX = "inst."
 
@@ -46,6 +49,7 @@ class Style:
         encoder_weights: the encoder's state dict, official key names.
         extra: further tensors, such as ``image_embed``.
         metadata: string -> string, the file's header.
+        layers: "all", or "late" where only the late decoder blocks of a U-Net are to see it.
     """
 
     vectors: Mapping[str, Tensor]
@@ -54,6 +58,7 @@ class Style:
     encoder_weights: Mapping[str, Tensor] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    layers: str = ALL_LAYERS
 
     @property
     def tokens(self) -> int:
@@ -109,7 +114,7 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
     tensors |= {_PREFIX + k: v for k, v in style.extra.items()}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}
     metadata = {**style.metadata, "inst.version": FORMAT_VERSION, "inst.encoder": style.encoder,
-                "inst.family": style.family}
+                "inst.family": style.family, "inst.layers": style.layers}
     if not with_metadata:
         metadata = {k: metadata[k] for k in FORMAT_METADATA}
     return save(tensors, metadata)
@@ -169,6 +174,9 @@ def load_style(path: Path) -> Style:
     if version != FORMAT_VERSION:
         raise StyleError(f"{path.name} has style format {version}; this version of the pack reads {FORMAT_VERSION}. "
                          "Update ComfyUI-InST.")
+    if metadata.get("inst.layers", ALL_LAYERS) not in LAYERS:
+        raise StyleError(f"{path.name} is for the layers {metadata['inst.layers']!r}; this version of the pack knows "
+                         f"{', '.join(LAYERS)}. Update ComfyUI-InST.")
     vectors = {k: v for k, v in tensors.items() if k in KNOWN_WIDTHS}
     if not vectors:
         found = ", ".join(list(tensors)[:4]) or "nothing"
@@ -183,6 +191,7 @@ def load_style(path: Path) -> Style:
         vectors={k: v.float() for k, v in vectors.items()},
         encoder=metadata.get("inst.encoder", "direct"),
         family=metadata.get("inst.family", ""),
+        layers=metadata.get("inst.layers", ALL_LAYERS),
         encoder_weights={k[len(weights):]: v for k, v in inner.items() if k.startswith(weights)},
         extra={k[len(_PREFIX):]: v for k, v in inner.items() if not k.startswith(weights)},
         metadata=metadata,

@@ -6,12 +6,21 @@ from comfy_api.latest import io, ui
 
 from ..inst_core import host, preprocess, saving
 from ..inst_core.encoders import ENCODERS, build_encoder, resume
-from ..inst_core.learning import Painting, Report, Settings, learn_style
-from ..inst_core.style import Style, style_metadata
+from ..inst_core.learning import (
+    BATCH_SIZE,
+    CROPS,
+    START_WORDS,
+    STEPS,
+    TOKENS,
+    Painting,
+    Report,
+    Settings,
+    learn_style,
+)
+from ..inst_core.objective import Objective
+from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
 from .sockets import CATEGORY, InstStyle, LossMap, seed_input
 
-START_WORDS = "painting"
-CROPS = 16
 PREVIEWS = 20  # pictures shown during a run
 
 
@@ -36,16 +45,16 @@ class InSTLearnStyle(io.ComfyNode):
                                tooltip="direct: free vectors, works on every model. attention: learned queries over "
                                        "CLIP's view of the painting. paper: the published module. released: the "
                                        "published code with its quirks, for comparison."),
-                io.Int.Input("tokens", default=4, min=1, max=32,
+                io.Int.Input("tokens", default=TOKENS, min=1, max=32,
                              tooltip="How many pseudo-words the style gets. More hold more detail; paper and released "
                                      "always have one."),
-                io.Int.Input("steps", default=400, min=1, max=100000,
+                io.Int.Input("steps", default=STEPS, min=1, max=100000,
                              tooltip="Optimiser steps at the most; direct and attention stop earlier when nothing more "
                                      "is gained. The released code runs 6100."),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
                                tooltip="0 = what suits the encoder (direct 0.005, attention 0.001, paper and released "
                                        "0.0001)."),
-                io.Int.Input("batch_size", default=1, min=1, max=64,
+                io.Int.Input("batch_size", default=BATCH_SIZE, min=1, max=64,
                              tooltip="Noise levels looked at in every step. More is smoother and slower."),
                 seed_input("Same inputs and seed give the same style. Kept fixed, so that a style is not learned "
                            "again on every run."),
@@ -63,6 +72,13 @@ class InSTLearnStyle(io.ComfyNode):
                                tooltip="Time limit for learning; what was learned by then is kept. 0 = none."),
                 InstStyle.Input("continue_from", optional=True,
                                 tooltip="A style to go on learning, made with the same encoder and tokens."),
+                io.Combo.Input("layers", options=list(LAYERS), default=ALL_LAYERS, optional=True, advanced=True,
+                               tooltip="all: the whole model sees the style. late: only the last blocks of a U-Net do, "
+                                       "which set colour and texture: learns about twice as fast and takes less of the "
+                                       "painting's content along. embedding:name always speaks to the whole model."),
+                io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
+                               tooltip="The highest strength at which you will use the style. Noise above it is not "
+                                       "learned from; paper and released always learn from all."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -75,11 +91,12 @@ class InSTLearnStyle(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None) -> io.NodeOutput:
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
         host.check_learnable(model)
         saving.check_name(name)
         kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
-        settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds)
+        settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds,
+                            Objective(strongest=strongest))
         pictures = preprocess.as_rgb(image)
         painting = cls.look_at(pictures, encoder, clip_vision, vae, model, resolution, seed)
         with host.training_mode():
@@ -87,13 +104,14 @@ class InSTLearnStyle(io.ComfyNode):
             module = build_encoder(encoder, words, tokens, torch.Generator().manual_seed(seed))
             if continue_from is not None:
                 resume(module, continue_from)
-            with host.training_session(model, clip, prompt, 1 if kind.faithful else tokens) as session:
-                learned = learn_style(session, module, painting, settings, cls.reporter(model, steps))
+            with host.training_session(model, clip, prompt, 1 if kind.faithful else tokens, layers) as session:
+                learned = learn_style(session, module, painting, settings, cls.reporter(model, steps, batch_size))
         extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
         metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
-        style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata)
+        style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
         saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
-        return io.NodeOutput(style, {"loss": learned.held_out}, ui=ui.PreviewText(f"{learned.verdict}\n{saved}"))
+        curve = {"loss": [check.loss for check in learned.checks]}
+        return io.NodeOutput(style, curve, ui=ui.PreviewText(f"{learned.verdict}\n{saved}"))
 
     @classmethod
     def look_at(cls, pictures, encoder, clip_vision, vae, model, resolution, seed) -> Painting:
@@ -109,16 +127,17 @@ class InSTLearnStyle(io.ComfyNode):
                         features)
 
     @classmethod
-    def reporter(cls, model, steps: int) -> Report:
-        """Shows every step in the progress bar, and now and then a picture and a line with the loss."""
-        progress, shown, began = host.Progress(steps), host.LatentPreview(model), time.monotonic()
+    def reporter(cls, model, steps: int, batch_size: int) -> Report:
+        """Shows every sample in the progress bar; now and then what the model makes of the painting, from little to
+        much noise, and a line with the loss."""
+        progress, shown, began = host.Progress(steps * batch_size), host.LatentPreview(model), time.monotonic()
 
-        def report(step: int, loss: float, denoised: torch.Tensor) -> None:
+        def report(step: int, samples: int, loss: float, denoised: torch.Tensor) -> None:
             due = step == steps or step % max(1, steps // PREVIEWS) == 0
-            progress.update(step, shown(denoised) if due else None)
+            progress.update(samples, shown(denoised) if due else None)
             if due:
                 left = (time.monotonic() - began) / step * (steps - step)
-                host.show_text(f"step {step} of {steps}, loss {loss:.4f}, at most {left:.0f} s left",
+                host.show_text(f"{samples} of {steps * batch_size} samples, loss {loss:.4f}, at most {left:.0f} s left",
                                getattr(cls.hidden, "unique_id", None))
 
         return report

@@ -36,7 +36,8 @@ class InSTStyleConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip, style, text, strength) -> io.NodeOutput:
         check_fits(style, host.text_widths(clip))
-        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength))
+        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength,
+                                                     style.layers))
 
 
 class InSTLoadStyle(io.ComfyNode):

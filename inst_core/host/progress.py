@@ -11,6 +11,7 @@ from server import PromptServer
 from torch import Tensor
 
 PREVIEW_PIXELS = 512
+STRIP_PICTURES = 4
 
 
 def check_interrupted() -> None:
@@ -37,11 +38,18 @@ class LatentPreview:
     def __init__(self, model):
         self._previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
 
-    def __call__(self, latent: Tensor) -> Image.Image | None:
-        """(B, C, h, w) in model space -> picture of the first, or None when previews are off."""
+    def __call__(self, latents: Tensor) -> Image.Image | None:
+        """(B, C, h, w) in model space -> the first few side by side, or None when previews are off."""
         if self._previewer is None:
             return None
-        return self._previewer.decode_latent_to_preview_image("JPEG", latent.detach())[1]
+        pictures = [self._previewer.decode_latent_to_preview_image("JPEG", latent)[1]
+                    for latent in latents.detach()[:STRIP_PICTURES].split(1)]
+        strip = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
+        left = 0
+        for picture in pictures:
+            strip.paste(picture, (left, 0))
+            left += picture.width
+        return strip
 
 
 def show_text(text: str, node_id: str | None) -> None:

@@ -10,13 +10,21 @@ from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..style import ALL_LAYERS
+from .style_layers import late_only
+
 PLACEHOLDER = "*"
 
 
-def _tokenizers(clip) -> dict[str, SDTokenizer]:
+def _readers(clip) -> dict[str, SDTokenizer]:
     """{key of the text encoder: its tokenizer}, for those that read embeddings."""
     parts = {k: t for k, t in vars(clip.tokenizer).items() if isinstance(t, SDTokenizer)}
-    parts = {k: t for k, t in parts.items() if t.embedding_directory is not None}
+    return {k: t for k, t in parts.items() if t.embedding_directory is not None}
+
+
+def _tokenizers(clip) -> dict[str, SDTokenizer]:
+    """The same, for text encoders that are loaded: a CLIP may come without some of those its tokenizer knows."""
+    parts = {k: t for k, t in _readers(clip).items() if getattr(clip.cond_stage_model, k, None) is not None}
     if not parts:
         raise ValueError(f"The connected CLIP ({type(clip.cond_stage_model).__name__}) has no tokenizer that takes "
                          "embeddings, so a style cannot be put into its prompts.")
@@ -47,7 +55,7 @@ def tokenize(clip, text: str, vectors: Mapping[str, Tensor]) -> dict:
                   Path(folder, f"{name}.safetensors"))
         reader = clip.clone()
         reader.tokenizer = copy.copy(clip.tokenizer)
-        for key, part in _tokenizers(clip).items():
+        for key, part in _readers(clip).items():
             part = copy.copy(part)
             known = part.embedding_directory
             part.embedding_directory = [folder, *([known] if isinstance(known, str) else known)]
@@ -73,20 +81,25 @@ def _blend(without: list, with_style: list, strength: float) -> list:
     return blended
 
 
-def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0) -> list:
+def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0,
+                       layers: str = ALL_LAYERS) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
         strength: 1 = the style as learned, bit-equal to ``embedding:name``; 0 = the prompt without ``*``; other
             values lie on the line through the two.
+        layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
     """
     text = with_placeholder(text)
+    if strength == 1 and layers == ALL_LAYERS:
+        return _scheduled(clip, tokenize(clip, text, vectors))
+    without = _scheduled(clip, clip.tokenize(text.replace(PLACEHOLDER, "")))
     if strength == 0:
-        return _scheduled(clip, clip.tokenize(text.replace(PLACEHOLDER, "")))
+        return without
     styled = _scheduled(clip, tokenize(clip, text, vectors))
-    if strength == 1:
-        return styled
-    return _blend(_scheduled(clip, clip.tokenize(text.replace(PLACEHOLDER, ""))), styled, strength)
+    if strength != 1:
+        styled = _blend(without, styled, strength)
+    return styled if layers == ALL_LAYERS else late_only(styled, without)
 
 
 def token_embedding(clip, key: str):
@@ -95,11 +108,18 @@ def token_embedding(clip, key: str):
 
 
 def word_vectors(clip, words: str) -> dict[str, Tensor]:
-    """Mean token embedding of some words, per text encoder: {key: (1, width) float32 CPU}."""
+    """A vector to start from, per text encoder: {key: (1, width) float32 CPU}.
+
+    The mean token embedding of some words (of the whole vocabulary where there are none), at the mean length of the
+    vocabulary: other lengths are no words to the text encoder (Kim et al. 2026, directional textual inversion).
+    """
     start = {}
     for key, part in _tokenizers(clip).items():
         special = {part.start_token, part.end_token, part.pad_token}
         ids = [t for window in part.tokenize_with_weights(words) for t, _ in window if t not in special]
         table = token_embedding(clip, key).weight
-        start[key] = table[torch.tensor(ids, device=table.device)].float().mean(0, keepdim=True).cpu().clone()
+        mean = table[torch.tensor(ids, device=table.device)] if ids else table
+        mean = mean.float().mean(0, keepdim=True)
+        length = table.float().norm(dim=-1).mean()
+        start[key] = (mean * (length / mean.norm())).cpu().clone()
     return start

@@ -4,27 +4,19 @@ Nodes run inside ``torch.inference_mode()``: weights loaded there can never be s
 trainer therefore makes the model again outside of it, from its loader, and so does this file, for the
 denoiser and for the text encoder.  The copies live as long as the session; the user's models are never touched.
 """
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..inversion import noise_between
+from ..style import ALL_LAYERS, LATE_LAYERS
 from . import text as prompts
-
-
-class Conditioning(NamedTuple):
-    """Text encoder output: ``context`` (1, tokens, width) and ``pooled`` (1, width) or None."""
-
-    context: Tensor
-    pooled: Tensor | None
+from .denoiser import Conditioning, Denoiser
+from .style_layers import StyleLayersDenoiser
 
 
 def make_room(needed: int) -> torch.device:
@@ -41,38 +33,6 @@ def training_mode() -> Iterator[None]:
         yield
 
 
-class Denoiser:
-    """The frozen denoiser of a re-made MODEL, in terms of noise prediction."""
-
-    def __init__(self, patcher):
-        self._patcher = patcher
-        self.device = patcher.load_device
-        self.model_sampling = patcher.get_model_object("model_sampling")
-
-    def level(self, timestep: Tensor) -> Tensor:
-        """Noise levels of training time in [0, 1], 1 = pure noise; the host's ``percent_to_sigma`` backwards."""
-        sampling = self.model_sampling
-        levels = [min(float(sampling.percent_to_sigma(1 - t)), float(sampling.sigma_max)) for t in timestep.tolist()]
-        return torch.tensor(levels).clamp_min(float(sampling.sigma_min))
-
-    def noised(self, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """x at levels ``sigma`` (B,)."""
-        return self.model_sampling.noise_scaling(sigma, noise, latent)
-
-    def denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """D(x, sigma, c) as the host's samplers compute it, LoRA and model patches included. x (B, C, h, w)."""
-        extra = {} if conditioning.pooled is None else {"pooled_output": conditioning.pooled}
-        conds = {"positive": comfy.sampler_helpers.convert_cond([[conditioning.context, extra]])}
-        conds = comfy.samplers.process_conds(self._patcher.model, x, conds, x.device)
-        options = comfy.model_patcher.create_model_options_clone(self._patcher.model_options)
-        options.setdefault("transformer_options", {})["sample_sigmas"] = sigma
-        return comfy.samplers.calc_cond_batch(self._patcher.model, [conds["positive"]], x, sigma, options)[0]
-
-    def predicted_noise(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """n_hat from D in the model's own parametrisation."""
-        return noise_between(self.model_sampling, sigma, x, denoised)
-
-
 class TextEncoder:
     """The frozen text encoder of a re-made CLIP, for one prompt with pseudo-words."""
 
@@ -85,7 +45,7 @@ class TextEncoder:
 
     def _spliced(self, vectors: Mapping[str, Tensor]) -> dict:
         def live(key: str, token):
-            if torch.is_tensor(token) and (token <= -1e5).all():
+            if key in vectors and torch.is_tensor(token) and (token <= -1e5).all():
                 return vectors[key][int(token[0] + 1e6)]
             return token
 
@@ -117,6 +77,26 @@ class TrainingSession:
     text: TextEncoder
     device: torch.device
 
+    def free_bytes(self) -> int:
+        """Memory that is free on the device."""
+        return comfy.model_management.get_free_memory(self.device)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """The same inputs give the same bits, as far as torch can promise it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = torch.backends.cudnn.benchmark = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Deterministic behavior was enabled")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark = filling, benchmark
+
 
 def _remade(patcher, socket: str, loader: str):
     """A copy of a patcher, its LoRAs and patches included, over weights loaded a second time.
@@ -138,18 +118,20 @@ def _remade(patcher, socket: str, loader: str):
 
 
 @contextmanager
-def training_session(model, clip, prompt: str, tokens: int) -> Iterator[TrainingSession]:
+def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LAYERS) -> Iterator[TrainingSession]:
     """Copies that can be differentiated, loaded on their device; freed afterwards, come what may.
 
     Args:
         prompt: with ``*``.
         tokens: number of pseudo-words.
+        layers: "all", or "late": only late decoder blocks see the style (see ``style_layers``).
 
     Raises:
-        ValueError: MODEL or CLIP from a loader that cannot re-make them.
+        ValueError: MODEL or CLIP from a loader that cannot re-make them; ``layers`` "late" on another model than a
+            plain U-Net.
     """
-    with training_mode():
-        denoiser = _remade(model, "model", "Load Checkpoint or Load Diffusion Model")
+    with training_mode(), _repeatable():
+        patcher = _remade(model, "model", "Load Checkpoint or Load Diffusion Model")
         text = clip.clone()
         text.patcher = _remade(clip.patcher, "clip", "Load Checkpoint or Load CLIP")
         text.cond_stage_model = text.patcher.model
@@ -157,14 +139,24 @@ def training_session(model, clip, prompt: str, tokens: int) -> Iterator[Training
         try:
             comfy.model_management.in_training = True
             # Like the host's trainer: everything else leaves the device, activations need the room.
-            comfy.model_management.load_models_gpu([denoiser, text.patcher], memory_required=1e20, force_full_load=True)
-            denoiser.pre_run()
-            yield TrainingSession(Denoiser(denoiser), TextEncoder(text, prompt, prompts.text_widths(clip), tokens),
-                                  denoiser.load_device)
+            comfy.model_management.load_models_gpu([patcher, text.patcher], memory_required=1e20, force_full_load=True)
+            patcher.pre_run()
+            widths = prompts.text_widths(clip)
+            denoiser = Denoiser(patcher)
+            if layers == LATE_LAYERS:
+                denoiser = StyleLayersDenoiser(patcher, _without_style(text, prompt, widths))
+            yield TrainingSession(denoiser, TextEncoder(text, prompt, widths, tokens), patcher.load_device)
         finally:
             comfy.model_management.in_training = before
-            denoiser.cleanup()
-            for patcher in (denoiser, text.patcher):
-                comfy.model_management.unload_model_and_clones(patcher)
-            del denoiser, text, patcher
+            patcher.cleanup()
+            for loaded in (patcher, text.patcher):
+                comfy.model_management.unload_model_and_clones(loaded)
+            denoiser = None  # it holds the model
+            del patcher, text
             comfy.model_management.soft_empty_cache()
+
+
+@torch.no_grad()
+def _without_style(text, prompt: str, widths: Mapping[str, int]) -> Conditioning:
+    """The prompt's conditioning without its ``*``."""
+    return TextEncoder(text, prompt.replace(prompts.PLACEHOLDER, ""), widths, 1).encode({})

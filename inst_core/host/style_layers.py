@@ -1,0 +1,159 @@
+"""Styles that act only in the late blocks of a U-Net's decoder, at half of the latent's resolution and above.
+
+P+ (Voynov et al. 2023, section 3) finds colour and texture in the fine layers and shape in the coarse ones, so such a
+style carries less of the painting's content.  And learning gets cheap: everything before the late blocks does not
+depend on the style, so it is computed once per sample and remembered, with exact gradients.
+
+``late_only`` restricts a CONDITIONING while sampling; ``StyleLayersDenoiser`` learns with the same restriction.  Both
+run the host's own U-Net code.
+"""
+import copy
+
+import comfy.hooks
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
+from torch import Tensor, nn
+
+from .denoiser import Conditioning, Denoiser
+
+
+def first_late_block(unet: UNetModel) -> int:
+    """Index of the first decoder block that works at half of the latent's resolution or above: 6 of 12 in SD 1.x."""
+    def changes(block: nn.Module, kind: type) -> bool:
+        # A ResBlock that resamples holds the same module where others hold an Identity.
+        return any(isinstance(layer, kind) or (isinstance(layer, ResBlock) and isinstance(layer.h_upd, kind))
+                   for layer in block)
+
+    halvings = sum(changes(block, Downsample) for block in unet.input_blocks)
+    for index, block in enumerate(unet.output_blocks):
+        if halvings <= 1:
+            return index
+        halvings -= changes(block, Upsample)
+    return len(unet.output_blocks)
+
+
+def late_only(conditioning: list, neutral: list) -> list:
+    """CONDITIONING whose text is seen by late decoder blocks only; all others see ``neutral``, the prompt without it.
+
+    The restriction travels with the conditioning (as a hook of the host), so stock samplers follow it and other
+    conditionings in the same graph do not.
+
+    Args:
+        conditioning, neutral: from the same prompt with and without the style.
+    """
+    restricted = []
+    for (context, extra), (without, plain) in zip(conditioning, neutral, strict=True):
+        hook = comfy.hooks.TransformerOptionsHook({"patches": {"attn2_patch": [_neutral_before_late(without)]}},
+                                                  hook_scope=comfy.hooks.EnumHookScope.HookedOnly)
+        group = comfy.hooks.HookGroup()
+        group.add(hook)
+        hooks = comfy.hooks.HookGroup.combine_all_hooks([extra.get("hooks"), group])
+        restricted.append([context, {**extra, "pooled_output": plain.get("pooled_output"), "hooks": hooks}])
+    return restricted
+
+
+def _neutral_before_late(neutral: Tensor):
+    """An attn2 patch of the host: swaps the context of every block that is not a late decoder block."""
+    def patch(query: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        height, whole = options["activations_shape"][-2], options["original_shape"][-2]
+        if options["block"][0] == "output" and 2 * height >= whole:
+            return query, context, value
+        swapped = neutral.to(context).expand(context.shape[0], -1, -1)
+        return query, swapped, swapped
+
+    return patch
+
+
+class _Remembered(nn.Module):
+    """Stands for the blocks before: gives what they gave."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+class _Keep(nn.Module):
+    """Stands for the output layer: keeps what arrives, and answers with a latent of zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.value = x
+        return x.new_zeros(x.shape[0], 1, 1, 1)
+
+
+def _with_modules(unet: UNetModel, **modules: nn.Module) -> UNetModel:
+    """The same U-Net, weights shared, with some of its parts exchanged."""
+    other = copy.copy(unet)
+    other._modules = {**unet._modules, **modules}
+    return other
+
+
+class StyleLayersDenoiser(Denoiser):
+    """A denoiser whose late blocks see the style and whose other blocks see ``neutral``.
+
+    Args:
+        patcher: as for ``Denoiser``; its model is this session's own copy.
+        neutral: the prompt without the style.
+
+    Raises:
+        ValueError: a denoiser without such blocks, or one with patches that act between them.
+    """
+
+    def __init__(self, patcher, neutral: Conditioning):
+        super().__init__(patcher)
+        self._unet: UNetModel = self.network
+        if not isinstance(self._unet, UNetModel):
+            raise ValueError(f"layers is 'late', which only U-Nets have (SD 1.x, SD 2.x, SDXL); the connected model is "
+                             f"a {type(self._unet).__name__}. Use layers 'all'.")
+        patched = {"patches", "patches_replace"} & patcher.model_options.get("transformer_options", {}).keys()
+        if patched:
+            raise ValueError("layers is 'late', and the connected model carries patches of its blocks (FreeU, "
+                             "IP-Adapter, StyleShot and the like). Connect the model from before those patches, or "
+                             "use layers 'all'.")
+        self._late = first_late_block(self._unet)
+        self._neutral = Conditioning(*(t if t is None else t.detach() for t in neutral))
+        self._remembered: dict[int | str, tuple[Tensor, list[Tensor]]] = {}
+
+    def forget(self) -> None:
+        self._remembered.clear()
+
+    def denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, entries=None) -> Tensor:
+        hidden, skips = self._beginning(x, sigma, entries)
+        blocks = nn.ModuleList([nn.ModuleList([_Remembered(skip)]) for skip in skips])
+        ending = _with_modules(self._unet, input_blocks=blocks, middle_block=nn.ModuleList([_Remembered(hidden)]),
+                               output_blocks=self._unet.output_blocks[self._late:])
+        return self._run_as(ending, x, sigma, Conditioning(conditioning.context, self._neutral.pooled))
+
+    def _run_as(self, unet: UNetModel, x: Tensor, sigma: Tensor, conditioning: Conditioning,
+                patches: dict | None = None) -> Tensor:
+        self.network = unet
+        try:
+            return self._run(x, sigma, conditioning, patches)
+        finally:
+            self.network = self._unet
+
+    def _beginning(self, x: Tensor, sigma: Tensor, entries) -> tuple[Tensor, list[Tensor]]:
+        """(hidden state before the first late block, skip connections of the late blocks), remembered by entry."""
+        if entries is None:
+            return self._compute(x, sigma)
+        if not all(entry in self._remembered for entry in entries):
+            hidden, skips = self._compute(x, sigma)
+            for i, entry in enumerate(entries):
+                self._remembered[entry] = hidden[i:i + 1].clone(), [skip[i:i + 1].clone() for skip in skips]
+        found = [self._remembered[entry] for entry in entries]
+        return (torch.cat([hidden for hidden, _ in found]),
+                [torch.cat(skips) for skips in zip(*(skips for _, skips in found), strict=True)])
+
+    @torch.no_grad()
+    def _compute(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips, keep = [], _Keep()
+
+        def note(hidden: Tensor, options: dict) -> Tensor:
+            skips.append(hidden)
+            return hidden
+
+        beginning = _with_modules(self._unet, output_blocks=self._unet.output_blocks[:self._late], out=keep)
+        self._run_as(beginning, x, sigma, self._neutral, {"input_block_patch_after_skip": [note]})
+        return keep.value, skips[:len(self._unet.output_blocks) - self._late]

@@ -1,0 +1,254 @@
+"""Gradients of the frozen denoiser, by the host's real U-Net code in the block layout of SD 1.5 and SDXL, narrow."""
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import torch
+from comfy_extras.nodes_freelunch import FreeU_V2
+from inst_pack.inst_core import host
+from inst_pack.inst_core.encoders import DirectEncoder
+from inst_pack.inst_core.host.denoiser import Conditioning, Denoiser
+from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block, late_only
+from inst_pack.inst_core.inversion import fresh_noise
+from inst_pack.inst_core.learning import Painting, Settings, learn_style
+from inst_pack.inst_core.objective import held_out_bank, noise_error
+from inst_pack.inst_core.style import Style, StyleError, load_style, save_style
+from inst_pack.nodes.style import InSTStyleConditioning
+
+NARROW = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "use_spatial_transformer": True}
+SD15 = {**NARROW, "num_heads": 4, "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "context_dim": 48,
+        "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_middle": 1}
+SDXL = {**NARROW, "num_heads": 4, "num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "context_dim": 48,
+        "transformer_depth": [0, 0, 2, 2, 3, 3], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3],
+        "transformer_depth_middle": 3, "use_linear_in_transformer": True, "adm_in_channels": 16 + 6 * 256,
+        "num_classes": "sequential"}
+DEVICE = torch.device("cpu")
+
+
+def patcher(layout: dict):
+    """A MODEL with random weights, outside inference mode."""
+    family = comfy.supported_models.SD15 if layout is SD15 else comfy.supported_models.SDXL
+    config = family(dict(layout))
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, device=DEVICE)
+        generator = torch.Generator().manual_seed(0)
+        for weight in model.diffusion_model.parameters():
+            scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1
+            weight.data = torch.randn(weight.shape, generator=generator) * scale + float(weight.ndim == 1)
+            weight.requires_grad_(False)
+    patcher = comfy.model_patcher.ModelPatcher(model, DEVICE, DEVICE)
+    patcher.pre_run()
+    return patcher
+
+
+@pytest.fixture(params=[SD15, SDXL], ids=["SD1.5", "SDXL"])
+def model(request):
+    return patcher(request.param)
+
+
+def prompt(seed: int, windows: int = 1) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    return Conditioning(torch.randn(1, 77 * windows, 48, generator=generator), torch.randn(1, 16, generator=generator))
+
+
+def bank(count: int = 4):
+    return held_out_bank(torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(9))).take(
+        torch.arange(0, 8, 8 // count))
+
+
+def gradient(denoiser, context: Conditioning, times: int = 1, entries: bool = True):
+    """(loss, d loss / d context), after some calls that may remember."""
+    with host.training_mode():
+        batch = bank()
+        for _ in range(times):
+            leaf = Conditioning(context.context.clone().requires_grad_(), context.pooled)
+            samples = batch if entries else type(batch)(batch.latent, batch.noise, batch.time)
+            error, _ = noise_error(denoiser, samples, leaf, DEVICE)
+            error.mean().backward()
+    return error.detach(), leaf.context.grad
+
+
+class RestrictedDenoiser(Denoiser):
+    """The whole U-Net, forward and backward, restricted by the hook that sampling uses."""
+
+    def __init__(self, patcher, neutral: Conditioning):
+        super().__init__(patcher)
+        self._neutral = neutral
+
+    def denoised(self, x, sigma, conditioning, entries=None):
+        styled = [[conditioning.context, {"pooled_output": conditioning.pooled}]]
+        plain = [[self._neutral.context, {"pooled_output": self._neutral.pooled}]]
+        (context, extra), = late_only(styled, plain)
+        patches = extra["hooks"].hooks[0].transformers_dict["patches"]
+        return self._run(x, sigma, Conditioning(context, extra["pooled_output"]), patches)
+
+
+def test_the_late_blocks_begin_at_half_resolution():
+    assert first_late_block(patcher(SD15).model.diffusion_model) == 6
+    assert first_late_block(patcher(SDXL).model.diffusion_model) == 3
+
+
+def test_cached_and_whole_gradients_agree_to_rounding(model):
+    """Exactly the same function: everything before the late blocks computed once, or every time with backward."""
+    style, neutral = prompt(1), prompt(2)
+    cached = StyleLayersDenoiser(model, neutral)
+    results = [gradient(RestrictedDenoiser(model, neutral), style), gradient(cached, style),
+               gradient(cached, style, times=3), gradient(StyleLayersDenoiser(model, neutral), style, entries=False)]
+    (loss, wanted), *others = results
+    assert wanted.abs().max() > 1e-6
+    for other_loss, found in others:
+        torch.testing.assert_close(other_loss, loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_the_style_is_what_the_late_blocks_see_and_the_neutral_prompt_what_the_others_see(model):
+    base = gradient(StyleLayersDenoiser(model, prompt(2)), prompt(1))[0]
+    assert (gradient(StyleLayersDenoiser(model, prompt(2)), prompt(3))[0] - base).abs().max() > 1e-3
+    assert (gradient(StyleLayersDenoiser(model, prompt(3)), prompt(1))[0] - base).abs().max() > 1e-3
+    everywhere = gradient(Denoiser(model), prompt(1))[0]
+    assert (everywhere - base).abs().max() > 1e-3
+    same = Conditioning(prompt(2).context, prompt(2).pooled)
+    torch.testing.assert_close(gradient(StyleLayersDenoiser(model, same), same)[0], gradient(Denoiser(model), same)[0],
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_neutral_prompt_is_no_obstacle(model):
+    style, neutral = prompt(1), prompt(2, windows=2)
+    wanted = gradient(RestrictedDenoiser(model, neutral), style)[1]
+    torch.testing.assert_close(gradient(StyleLayersDenoiser(model, neutral), style)[1], wanted, rtol=1e-3,
+                               atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_what_is_remembered_can_be_forgotten(model):
+    denoiser = StyleLayersDenoiser(model, prompt(2))
+    gradient(denoiser, prompt(1))
+    assert denoiser._remembered
+    denoiser.forget()
+    assert not denoiser._remembered
+
+
+@pytest.mark.parametrize("kind", [Denoiser, lambda m: StyleLayersDenoiser(m, prompt(2))], ids=["all", "late"])
+def test_recomputing_gives_the_same_gradient_and_leaves_no_trace(model, kind):
+    before = [module.forward.__func__ for module in model.model.diffusion_model.modules()]
+    wanted, denoiser = gradient(kind(model), prompt(1))[1], kind(model)
+    denoiser.recompute = True
+    found = gradient(denoiser, prompt(1))[1]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert [module.forward.__func__ for module in model.model.diffusion_model.modules()] == before
+
+
+def test_recomputing_keeps_less(model):
+    from inst_pack.inst_core.memory import kept_for_backward
+
+    kept = []
+    with host.training_mode():
+        for recompute in (False, True):
+            denoiser = Denoiser(model)
+            denoiser.recompute = recompute
+            leaf = Conditioning(prompt(1).context.clone().requires_grad_(), prompt(1).pooled)
+            kept.append(kept_for_backward(lambda d=denoiser, c=leaf: noise_error(d, bank(), c, DEVICE)[0]))
+    assert kept[1] < kept[0] / 2
+
+
+def test_recomputing_sees_patches_of_the_blocks_as_they_were_the_first_time():
+    """The host notes in one dictionary which block it is in."""
+    model, seen = patcher(SD15), []
+
+    def louder_in_one_block(q, k, v, options):
+        seen.append(options["block"])
+        return q, k, v * (3.0 if options["block"] == ("input", 2) else 1.0)
+
+    model.set_model_attn2_patch(louder_in_one_block)
+    wanted = gradient(Denoiser(model), prompt(1))[1]
+    denoiser, plain = Denoiser(model), len(seen)
+    denoiser.recompute = True
+    found = gradient(denoiser, prompt(1))[1]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert set(seen) == set(seen[:plain]) and seen[plain:].count(("input", 2)) == 2
+
+
+def test_an_attention_without_gradient_is_not_used(model):
+    def no_gradient(chosen, *arguments, **named):
+        raise RuntimeError("no backward here")
+
+    model.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = no_gradient
+    assert gradient(Denoiser(model), prompt(1))[1].abs().max() > 1e-6
+
+
+def test_late_layers_are_refused_where_they_would_be_wrong(small):
+    patched = FreeU_V2.execute(patcher(SD15), 1.3, 1.4, 0.9, 0.2).result[0]
+    with pytest.raises(ValueError, match="layers is 'late'.*patches of its blocks.*use layers 'all'"):
+        StyleLayersDenoiser(patched, prompt(2))
+    other = patcher(SD15)
+    other.model.diffusion_model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="layers is 'late', which only U-Nets have.*a Linear.*Use layers 'all'"):
+        StyleLayersDenoiser(other, prompt(2))
+
+
+# ---- in the graph ----
+
+def late_style() -> Style:
+    vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
+    return Style({"clip_l": vectors}, family="SD15", layers="late")
+
+
+def test_sampling_sees_a_late_style_as_learning_did(small):
+    """Apply InST Style and a host sampler's own call, against the denoiser that learns."""
+    model, clip, _ = small
+    style = late_style()
+    positive = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
+    latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    seen = host.invert(model, positive, latent, 0.6, 0).noise
+    everywhere = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors), latent, 0.6, 0).noise
+    without = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors, 0), latent, 0.6, 0).noise
+    assert (seen.noise - everywhere.noise).abs().max() > 1e-4 and (seen.noise - without.noise).abs().max() > 1e-4
+
+    with host.training_mode(), host.training_session(model, clip, "a house, *", 2, "late") as session, torch.no_grad():
+        sigma = torch.tensor([seen.sigma])
+        noise = fresh_noise(latent["samples"].shape, 0)
+        z0 = model.model.process_latent_in(latent["samples"]).clone()
+        x = session.denoiser.noised(z0, noise.clone(), sigma)
+        denoised = session.denoiser.denoised(x, sigma, session.text.encode(style.vectors))
+        predicted = session.denoiser.predicted_noise(x, sigma, denoised)
+    torch.testing.assert_close(predicted, seen.noise.clone(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_late_style_does_not_restrict_the_negative_prompt_beside_it(small):
+    model, clip, _ = small
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
+    latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    sigmas = host.sampling_sigmas(model, "simple", 1, 0.6)
+    guided = []
+    for style in (late_style(), Style(late_style().vectors, family="SD15")):
+        positive = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
+        noise = host.invert(model, positive, latent, 0.6, 0).noise
+        one, three = (host.sample(model, positive, negative, latent, noise, sigmas, cfg, "euler")["samples"]
+                      for cfg in (1.0, 3.0))
+        # One Euler step to 0 is the guided prediction: (3 - 1) / 2 more of positive over negative.
+        guided.append(one - (three - one) / 2)
+    plain = host.sample(model, negative, negative, latent, noise, sigmas, 1.0, "euler")["samples"]
+    assert (guided[1] - plain).abs().max() < 1e-3  # with its own noise: the negative prediction itself
+
+
+def test_learning_late_layers_lowers_the_loss_and_is_saved_as_such(small, tmp_path):
+    model, clip, _ = small
+    views = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with host.training_mode():
+        encoder = DirectEncoder(host.word_vectors(clip, "painting"), 2)
+        with host.training_session(model, clip, "*", 2, "late") as session:
+            learned = learn_style(session, encoder, Painting(views, views[:1]), Settings(steps=10, learning_rate=0.02),
+                                  lambda *_: None)
+    assert learned.kept < learned.checks[0].loss
+    save_style(Style(learned.vectors, family="SD15", layers="late"), tmp_path / "late.safetensors", False)
+    assert load_style(tmp_path / "late.safetensors").layers == "late"
+
+
+def test_a_style_for_unknown_layers_is_refused(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_style(Style({"clip_l": torch.ones(1, 768)}, layers="middle"), path)
+    with pytest.raises(StyleError, match="odd.safetensors is for the layers 'middle'; .* knows all, late"):
+        load_style(path)
