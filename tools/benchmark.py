@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""What things cost and what they bring, always side by side in one run.
+
+    .dev/venv/bin/python tools/benchmark.py learn      a style learned: the released recipe, ours, the device's limit
+    .dev/venv/bin/python tools/benchmark.py quality    held-out loss against seconds and samples, released and ours
+    .dev/venv/bin/python tools/benchmark.py ablation   every default of learning, changed one at a time
+    .dev/venv/bin/python tools/benchmark.py methods    the comparison methods against their official arithmetic
+
+Each takes --help.
+"""
+import argparse
+import sys
+
+import bench_ablation
+import bench_learn
+import bench_methods
+import bench_quality
+
+KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "methods": bench_methods}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, kind in KINDS.items():
+        kind.add_arguments(commands.add_parser(name, description=kind.__doc__))
+    args = parser.parse_args()
+    return KINDS[args.command].main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
