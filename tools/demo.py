@@ -76,7 +76,7 @@ def fill_in(prompt: dict, arguments: argparse.Namespace) -> None:
         elif node["class_type"] == "InST_LearnStyle":
             if not vision and not small:
                 inputs.pop("clip_vision")
-                inputs |= {"encoder": "direct", "tokens": 4, "learning_rate": 0.0, "steps": 400}
+                inputs |= {"encoder": "direct", "tokens": 4, "learning_rate": 0.0, "steps": 100, "batch_size": 4}
             if small:
                 inputs |= {"steps": SMALL_STEPS, "resolution": SMALL_SIDE}
             if arguments.steps:

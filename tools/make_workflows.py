@@ -93,7 +93,7 @@ def apply_saved_style(g: Graph) -> None:
 
 def learn_style(g: Graph) -> None:
     g.note("Learn a style", "Learns the style of **one** painting and saves it as a small file. Needs no CLIP vision "
-           "model.\n\n- **steps**: more is closer; the loss curve shows when it stops paying.\n"
+           "model.\n\n- **steps**: at the most; it stops when nothing more is gained, as the loss curve shows.\n"
            "- **prompt**: describe what the painting shows, with `*` for its style, and the words you write need not "
            "be learned: `a village at night in the style of *`.\n"
            "- **seed** is fixed, so that the style is not learned again on every run.\n\n"
@@ -103,7 +103,7 @@ def learn_style(g: Graph) -> None:
         painting(g)
     with g.group("Learn", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct", tokens=4, steps=400)
+              image=("painting", 0), encoder="direct")
     with g.group("Held-out loss", RESULT):
         g.add("plot", "LossGraphNode", loss=("learn", 1), filename_prefix="inst/loss")
 
@@ -126,7 +126,7 @@ def style_transfer(g: Graph) -> None:
     with g.group("Style", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
               image=("painting", 0), clip_vision=("vision", 0), encoder="paper", tokens=1, steps=1000,
-              learning_rate=0.001)
+              batch_size=1, learning_rate=0.001)
         g.add("positive", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
     with g.group("Repaint", REPAINT):
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
@@ -190,7 +190,7 @@ def on_sdxl(g: Graph) -> None:
         photograph(g, 1.0)
     with g.group("Style", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct", tokens=4, steps=400, resolution=1024, name="style_sdxl")
+              image=("painting", 0), encoder="direct", resolution=1024, name="style_sdxl")
     with g.group("Repaint", REPAINT):
         g.add("positive", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
@@ -415,7 +415,7 @@ def compare_methods(g: Graph) -> None:
         painting(g)
     with g.group("InST", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct", tokens=4, steps=400)
+              image=("painting", 0), encoder="direct")
         g.column()
         g.add("applied", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
@@ -459,7 +459,7 @@ def one_box(g: Graph) -> dict:
         g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=(INPUT, "painting"), vae=("checkpoint", 2))
     with g.group("Style", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=(INPUT, "painting"), encoder="direct", tokens=4, steps=(INPUT, "learning_steps", 400))
+              image=(INPUT, "painting"), encoder="direct", steps=(INPUT, "learning_steps", 100))
     with g.group("Repaint", REPAINT):
         g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain",
               amount=(INPUT, "color", 1.0))

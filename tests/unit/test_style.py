@@ -43,7 +43,7 @@ def test_the_first_tensor_is_the_embedding_even_for_loaders_that_take_the_first(
 def test_disabled_metadata_keeps_format_and_family_only(tmp_path):
     save_style(style(), tmp_path / "a.safetensors", with_metadata=False)
     assert load_style(tmp_path / "a.safetensors").metadata == {
-        "inst.version": "1", "inst.encoder": "direct", "inst.family": "SD15"}
+        "inst.version": "1", "inst.encoder": "direct", "inst.family": "SD15", "inst.layers": "all"}
 
 
 def test_saving_leaves_nothing_but_the_file_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
