@@ -10,7 +10,7 @@ READY = "() => window.app?.vueAppReady && window.app.graph && window.app.extensi
 FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.LoadDefaultWorkflow"
 SEARCH, TEMPLATES = "Workspace.SearchBox.Toggle", "Comfy.BrowseTemplates"
 PACK = "ComfyUI-InST"
-RUN_SECONDS = 60
+RUN_SECONDS = 300  # a bound for what hangs, not a promise
 
 # Notes what a person sees while a workflow runs: bars that fill, and pictures in nodes before they are done.
 WATCH = """() => {
