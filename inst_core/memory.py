@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Halvable(Protocol):
@@ -51,7 +52,9 @@ def kept_for_backward(function: Callable[[], torch.Tensor]) -> int:
     alive: dict[int, torch.Tensor] = {}  # by address, which nothing else can have while they live
 
     def note(tensor: torch.Tensor) -> None:
-        if not (tensor.is_leaf and isinstance(tensor, torch.nn.Parameter)):
+        weight = tensor.is_leaf and isinstance(tensor, torch.nn.Parameter)
+        wrapped = is_traceable_wrapper_subclass(tensor)  # a quantized weight, which has no memory of its own
+        if not (weight or wrapped):
             alive[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
     # The graph itself is given nothing to hold: a graph that holds its own outputs would never be freed.
