@@ -136,5 +136,5 @@ class InSTImportEmbeddings(io.ComfyNode):
         module.attention.load_state_dict(weights)
         metadata = {"modelspec.title": embeddings_name, "modelspec.thumbnail": thumbnail(pictures[0])}
         vectors = final_vectors(module, features, seed)
-        return io.NodeOutput(Style(vectors, encoder, "SD15", module.state_dict(),
+        return io.NodeOutput(Style(vectors, encoder, host.PAPER_FAMILY, module.state_dict(),
                                    {"image_embed": features.image_embed}, metadata))

@@ -5,6 +5,7 @@ prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noi
 models that can be differentiated. ``styleshot``: StyleShot's networks and attention patches.
 """
 from .families import (
+    PAPER_FAMILY,
     check_invertible,
     check_learnable,
     family_of,
@@ -59,6 +60,7 @@ from .training import (
 from .vision import encode_latent, picture_features
 
 __all__ = [
+    "PAPER_FAMILY",
     "SAMPLERS",
     "SCHEDULERS",
     "TRANSFER_FOLDER",

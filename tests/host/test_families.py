@@ -361,7 +361,7 @@ def test_an_unknown_family_is_refused_by_name_for_learning_only(small):
 
 
 # What belongs to one family for good: the weights that other people trained for it.
-RELEASED_WEIGHTS = {("nodes/style.py", "SD15"), ("inst_core/host/styleshot.py", "SD15")}
+RELEASED_WEIGHTS = {("inst_core/host/styleshot.py", "SD15")}
 
 
 def test_only_the_table_knows_a_familys_name():
