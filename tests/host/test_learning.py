@@ -183,3 +183,33 @@ def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
     other.model.concat_keys = ("mask", "masked_image")
     with pytest.raises(ValueError, match="inpainting"):
         host.check_invertible(other)
+
+
+def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
+    from PIL import Image
+
+    shown = host.LatentPreview(small[0])
+    shown._previewer = None
+    assert shown(torch.zeros(6, 4, 8, 8)) is None
+
+    class Grey:
+        """A picture as bright as the latent."""
+
+        def decode_latent_to_preview_image(self, kind, latent):
+            assert latent.shape == (1, 4, 8, 8)
+            return kind, Image.new("RGB", (8, 8), (int(latent[0, 0, 0, 0]),) * 3), 512
+
+    shown._previewer = Grey()
+    strip = shown(torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 8, 8) * 10)
+    assert strip.size == (32, 8) and [strip.getpixel((8 * i, 0))[0] for i in range(4)] == [0, 10, 20, 30]
+
+
+def test_words_to_start_from_have_the_length_of_words(small):
+    """One word, several, or none: the mean of the vocabulary."""
+    table = host.text.token_embedding(small[1], "clip_l").weight.float()
+    length = float(table.norm(dim=-1).mean())
+    vectors = [host.word_vectors(small[1], words)["clip_l"] for words in ("painting", "oil painting, impasto", "")]
+    assert all(float(v.norm()) == pytest.approx(length, rel=1e-4) for v in vectors)
+    mean = table.mean(0, keepdim=True).cpu()
+    torch.testing.assert_close(vectors[2], mean * (length / mean.norm()), rtol=1e-4, atol=1e-5)
+    assert not any(torch.allclose(a, b) for a, b in zip(vectors, vectors[1:], strict=False))
