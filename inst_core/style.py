@@ -216,7 +216,7 @@ def style_metadata(title: str, family: str, source: str, settings, learned, prom
         "modelspec.usage_hint": "Apply InST Style, or embedding:<file name> in any prompt",
         "modelspec.thumbnail": thumbnail(pictures[0]),
         "inst.base_model": source,
-        "inst.steps": str(settings.steps),
+        "inst.steps": str(len(learned.losses)),
         "inst.loss": f"{learned.kept:.6f}",
         "inst.seed": str(settings.seed),
         "inst.text": prompt,

@@ -111,7 +111,14 @@ class InSTLearnStyle(io.ComfyNode):
         style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
         saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
         curve = {"loss": [check.loss for check in learned.checks]}
-        return io.NodeOutput(style, curve, ui=ui.PreviewText(f"{learned.verdict}\n{saved}"))
+        said = f"{learned.verdict}\n{saved}"
+        cls.say(said)
+        return io.NodeOutput(style, curve, ui=ui.PreviewText(said))
+
+    @classmethod
+    def say(cls, text: str) -> None:
+        """Shows a text in the node. What it says last stays there."""
+        host.show_text(text, getattr(cls.hidden, "unique_id", None))
 
     @classmethod
     def look_at(cls, pictures, encoder, clip_vision, vae, model, resolution, seed) -> Painting:
@@ -137,7 +144,6 @@ class InSTLearnStyle(io.ComfyNode):
             progress.update(samples, shown(denoised) if due else None)
             if due:
                 left = (time.monotonic() - began) / step * (steps - step)
-                host.show_text(f"{samples} of {steps * batch_size} samples, loss {loss:.4f}, at most {left:.0f} s left",
-                               getattr(cls.hidden, "unique_id", None))
+                cls.say(f"{samples} of {steps * batch_size} samples, loss {loss:.4f}, at most {left:.0f} s left")
 
         return report

@@ -47,6 +47,16 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert torch.equal(stock[0][0], own[0][0])
 
 
+def test_what_the_learn_node_says_last_is_the_verdict_and_where_the_file_is(small, pictures, monkeypatch):
+    said = []
+    monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
+    learn(small, pictures[:1], batch_size=2, layers="late", name="wave")
+    assert said[-2].startswith("4 of 4 samples, loss ")
+    assert said[-1].startswith("finished after 2 of 2 steps (4 samples, ") and "held-out loss" in said[-1]
+    path = host.style_folders()[0] / "wave_00001.safetensors"
+    assert str(path) in said[-1] and load_style(path).layers == "late"
+
+
 def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
     learn(small, pictures[:1], "paper", clip_vision=clip_vision)
     saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
