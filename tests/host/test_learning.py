@@ -94,7 +94,7 @@ def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
         encoder = encoder_for(clip, "direct")
         for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
             with host.training_session(model, clip, prompt, 2) as session:
-                learned = learn_style(session, encoder, painting(), Settings(2, 1e-2), nothing)
+                learned = learn_style(session, encoder, painting(), Settings(2, 1e-2, 1), nothing)
             assert learned.losses[0] > 0
 
 
@@ -140,7 +140,7 @@ def test_nothing_leaks_into_the_users_models(small, accident):
         with host.training_mode():
             encoder = encoder_for(clip, "direct")
             with host.training_session(model, clip, "*", 2) as session:
-                learn_style(session, encoder, painting(), Settings(3, 1e-2), report)
+                learn_style(session, encoder, painting(), Settings(3, 1e-2, 1), report)
     except (ValueError, Stop):
         assert accident
     assert not comfy.model_management.in_training
@@ -160,7 +160,7 @@ def test_memory_is_flat_over_repeated_runs(small):
     counts = []
     for _ in range(20):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
-            learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2), nothing)
+            learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2, 1), nothing)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
     assert len(set(counts[1:])) == 1
 
