@@ -156,17 +156,17 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
     batches = samples(painting.views, settings.batch_size, objective, session.denoiser.log_snr, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate)
     within_memory = WithinMemory(room_for(session, encoder, painting, settings.batch_size))
-    norms, average = row_norms(encoder), snapshot(encoder)
+    norms, average = row_norms(encoder), copied(encoder.state_dict()) if settings.ema else None
     check_every = max(1, CHECK_SAMPLES // settings.batch_size, settings.steps // MOST_CHECKS)
     began, late, losses, checks = time.monotonic(), False, [], []
 
     def check() -> None:
-        with holding(encoder, average if settings.ema else None):
+        with holding(encoder, average):
             loss = within_memory(lambda room: held_out_loss(session, encoder, painting, room))
         checks.append(Check(len(losses) * settings.batch_size, time.monotonic() - began, loss))
 
     check()
-    best = snapshot(encoder)
+    best = copied(encoder.state_dict())
     for step in range(1, settings.steps + 1):
         batch = next(batches)
         loss, denoised = within_memory(
@@ -176,7 +176,8 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
         optimizer.zero_grad()
         if settings.keep_norm:
             restore_norms(encoder, norms)
-        update_average(average, encoder, settings.ema)
+        if settings.ema:
+            update_average(average, encoder, settings.ema)
         losses.append(loss.item())
 
         late = bool(settings.seconds) and time.monotonic() - began > settings.seconds
@@ -184,7 +185,7 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
         if last or step % check_every == 0:
             check()
             if encoder.faithful or checks[-1].loss <= min(c.loss for c in checks):
-                best = {k: v.clone() for k, v in average.items()}
+                best = copied(average or encoder.state_dict())
         report(step, step * settings.batch_size, losses[-1], denoised)
         if last or (converged([c.loss for c in checks]) and not encoder.faithful):
             break
@@ -292,7 +293,7 @@ def restore_norms(encoder: StyleEncoder, norms: list[Tensor]) -> None:
 
 @torch.no_grad()
 def update_average(average: Weights, encoder: StyleEncoder, decay: float) -> None:
-    """Moves ``average`` towards the encoder's weights; with decay 0 it is a copy of them."""
+    """Moves ``average`` towards the encoder's weights."""
     for key, value in encoder.state_dict().items():
         average[key].lerp_(value, 1 - decay)
 
@@ -303,7 +304,7 @@ def holding(encoder: StyleEncoder, weights: Mapping[str, Tensor] | None) -> Iter
     if weights is None:
         yield
         return
-    own = snapshot(encoder)
+    own = copied(encoder.state_dict())
     encoder.load_state_dict(weights)
     try:
         yield
@@ -311,8 +312,8 @@ def holding(encoder: StyleEncoder, weights: Mapping[str, Tensor] | None) -> Iter
         encoder.load_state_dict(own)
 
 
-def snapshot(encoder: StyleEncoder) -> Weights:
-    return {k: v.detach().clone() for k, v in encoder.state_dict().items()}
+def copied(weights: Mapping[str, Tensor]) -> Weights:
+    return {k: v.detach().clone() for k, v in weights.items()}
 
 
 def economy(room: Room, settings: Settings) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import in_process
@@ -231,8 +232,12 @@ def main(args: argparse.Namespace) -> int:
     recipes[RELEASED] = Recipe("released", 1, whole=True, settings={**RECIPES[RELEASED].settings,
                                                                      "steps": args.released_steps})
     seeds = {RELEASED: args.released_seeds or args.seeds, OURS: args.seeds}
-    runs = {name: {path: [run(bench, kept, name, recipe, path, seed) for seed in range(seeds[name])]
-                   for path in paintings_of(args.paintings)[:args.count]} for name, recipe in recipes.items()}
+    paintings = paintings_of(args.paintings)[:args.count]
+    runs = {name: {path: [] for path in paintings} for name in recipes}
+    for seed in range(args.seeds):  # all paintings with one seed first: an unfinished run has them all
+        for name, path in product(recipes, paintings):
+            if seed < seeds[name]:
+                runs[name][path].append(run(bench, kept, name, recipes[name], path, seed))
     print(f"{args.checkpoint or 'small random checkpoint'}, {args.pixels} px, released: {args.released_steps} steps\n")
     print(markdown(HEAD, list(table_rows(runs))))
     plot(runs, args.output / "quality.png")
