@@ -1,18 +1,21 @@
-"""ComfyUI and the pack's core in this process, for tools that measure or train."""
+"""ComfyUI and the pack's core in this process, for tools that make models, measure or train."""
+import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / ".dev" / "home" / "models"
 
 
-def use_comfyui(on_cpu: bool) -> None:
-    """Makes ``comfy`` and ``inst_core`` importable: COMFYUI_PATH, or what ``tools/dev.py setup`` fetched.
+def use_comfyui(on_cpu: bool, comfyui: Path | None = None) -> None:
+    """Makes ``comfy`` and ``inst_core`` importable: the ComfyUI in the folder given, in COMFYUI_PATH, or what
+    ``tools/dev.py setup`` fetched.
 
     Call it before anything of ComfyUI is imported.  ComfyUI's folder comes first, because its ``nodes`` is not ours.
     """
-    comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
+    comfyui = comfyui or Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
     if not (comfyui / "main.py").is_file():
         sys.exit(f"There is no ComfyUI in {comfyui}. Run 'python3 tools/dev.py setup', or set COMFYUI_PATH.")
     sys.path.insert(0, str(comfyui))
@@ -20,3 +23,13 @@ def use_comfyui(on_cpu: bool) -> None:
     from comfy.cli_args import args
 
     args.cpu = on_cpu
+
+
+def make_models(write: Callable[[Path], None]) -> None:
+    """The command line of what makes models: COMFYUI MODELS."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("comfyui", type=Path, help="a ComfyUI checkout")
+    parser.add_argument("models", type=Path, help="the folder of models where they are written")
+    args = parser.parse_args()
+    use_comfyui(on_cpu=True, comfyui=args.comfyui)
+    write(args.models)

@@ -1,8 +1,8 @@
 """Small checkpoints of every model family, in the official formats, filled from a seed.
 
-    python tools/small_families.py COMFYUI MODELS [NAME ...]
+    python tools/small_families.py COMFYUI MODELS
 
-writes them (all, or those named) into MODELS/checkpoints and MODELS/diffusion_models.  Each has the numbers by which
+writes them into MODELS/checkpoints and MODELS/diffusion_models.  Each has the numbers by which
 ComfyUI recognises its family and is as small as they allow; the names of its tensors are those that ComfyUI itself
 gives a checkpoint when it saves one.  The networks are random: they show that a graph runs, nothing else.
 
@@ -11,13 +11,13 @@ them are told by ``TEXT_OPTIONS``.
 """
 import functools
 import math
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from in_process import make_models
 from small_models import SEED, TEXT_BRANCH, clip_tensor, save_whole, shapes, vae
 from torch import Tensor, nn
 
@@ -168,16 +168,5 @@ def write(models: Path, names=tuple(FILES)) -> None:
         save_whole(models / file_of(name), lambda name=name: weights(name))
 
 
-def main() -> None:
-    if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(FILES):
-        sys.exit(f"usage: python tools/small_families.py COMFYUI MODELS [NAME ...]\nnames: {' '.join(FILES)}")
-    comfyui, models, *names = sys.argv[1:]
-    sys.path.insert(0, comfyui)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    write(Path(models), names or tuple(FILES))
-
-
 if __name__ == "__main__":
-    main()
+    make_models(write)

@@ -12,12 +12,12 @@ prediction is its own input (the noise, where noise dominates) plus a random net
 """
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from in_process import make_models
 from torch import Tensor
 
 SEED = 0
@@ -186,16 +186,5 @@ def write(models: Path) -> None:
         save_whole(models / name, make)
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        sys.exit("usage: python tools/small_models.py COMFYUI MODELS")
-    comfyui, models = sys.argv[1:]
-    sys.path.insert(0, comfyui)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    write(Path(models))
-
-
 if __name__ == "__main__":
-    main()
+    make_models(write)

@@ -6,13 +6,12 @@ writes two files of 50 MB together into MODELS/style_transfer.  Load StyleShot o
 which are a hundred times larger.  The networks are random: the result shows that the style picture is heard, not what
 StyleShot would paint.
 """
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from small_models import UNET, filled, shapes
+from in_process import make_models
+from small_models import UNET, filled, save_whole, shapes
 from torch import Tensor
 
 FOLDER = "style_transfer"
@@ -112,29 +111,10 @@ FILES: dict[str, Callable[[], dict[str, Tensor]]] = {
 
 
 def write(models: Path) -> None:
-    """Makes the files that are not there yet; each is whole or not there."""
-    from safetensors.torch import save_file
-
+    """Makes the files that are not there yet."""
     for name, make in FILES.items():
-        path = models / name
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({key: value.half().contiguous() for key, value in make().items()}, partial)
-        os.replace(partial, path)
-
-
-def main() -> None:
-    if len(sys.argv) != 3:
-        sys.exit("usage: python tools/small_styleshot.py COMFYUI MODELS")
-    comfyui, models = sys.argv[1:]
-    sys.path.insert(0, comfyui)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    write(Path(models))
+        save_whole(models / name, lambda make=make: {key: value.half() for key, value in make().items()})
 
 
 if __name__ == "__main__":
-    main()
+    make_models(write)
