@@ -154,7 +154,7 @@ def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Se
     generator = torch.Generator().manual_seed(settings.seed)
     objective = RELEASED if encoder.faithful else settings.objective
     batches = samples(painting.views, settings.batch_size, objective, session.denoiser.log_snr, generator)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, fused=True)
     within_memory = WithinMemory(room_for(session, encoder, painting, settings.batch_size))
     norms, average = row_norms(encoder), copied(encoder.state_dict()) if settings.ema else None
     check_every = max(1, CHECK_SAMPLES // settings.batch_size, settings.steps // MOST_CHECKS)
@@ -270,12 +270,12 @@ def held_out_loss(session, encoder: StyleEncoder, painting: Painting, room: Room
 
 def check_finite(loss: Tensor, encoder: StyleEncoder, step: int, settings: Settings) -> None:
     """Raises ValueError before a broken gradient reaches the style."""
-    gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-    if torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients):
+    gradient = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
+    if torch.isfinite(loss) and torch.isfinite(gradient):
         return
-    raise ValueError(f"At step {step} the loss was {loss.item():g} and its gradient "
-                     f"{max(float(g.norm()) for g in gradients):g}. Lower learning_rate (now "
-                     f"{settings.learning_rate:g}), or run ComfyUI with --bf16-unet or --force-fp32.")
+    raise ValueError(f"At step {step} the loss was {loss.item():g} and its gradient {gradient.item():g}. Lower "
+                     f"learning_rate (now {settings.learning_rate:g}), or run ComfyUI with --bf16-unet or "
+                     "--force-fp32.")
 
 
 def row_norms(encoder: StyleEncoder) -> list[Tensor]:

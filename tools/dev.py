@@ -47,6 +47,7 @@ NEEDED_GIB = 12
 NETWORK = "Check the network, pip's index settings and the room on the disk. What is done is kept: call this again."
 START_SECONDS = 180
 
+SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile"  # two processes; a file's tests share what they set up
 BROWSER = "--browser"
 CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM_HINT = ("on Debian or Ubuntu 'apt-get install chromium' gets it, or as root 'python3 tools/dev.py test "
@@ -373,8 +374,9 @@ def test(options: list[str]) -> int:
         install_chromium()
     tests = ROOT / "tests"
     return attend(python.with_name("pytest" + python.suffix), "-c", tests / "pytest.ini", f"--rootdir={tests}",
-                  *(_absolute(o) for o in options if o != BROWSER), cwd=tests,
-                  env={**environ(), "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models")})
+                  *SIDE_BY_SIDE, *(_absolute(o) for o in options if o != BROWSER), cwd=tests,
+                  env={**environ(), "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models"),
+                       "OMP_NUM_THREADS": "1"})  # tensors are small: more threads would only wait for each other
 
 
 def _absolute(option: str) -> str:
