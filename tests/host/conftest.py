@@ -1,6 +1,8 @@
-"""ComfyUI in process, on the CPU, with the small checkpoints that ``tools/small_models.py`` makes.
+"""ComfyUI in process, with the small checkpoints that ``tools/small_models.py`` makes.
 
 ``tools/dev.py test`` sets ``INST_COMFYUI`` (a ComfyUI checkout) and ``INST_MODELS`` (a models folder).
+``INST_DEVICE`` is where ComfyUI computes: "cpu" unless it is set, "gpu" for its own choice, or "pretend" (see
+``tests/device``).
 """
 import os
 import sys
@@ -10,14 +12,20 @@ import pytest
 import torch
 
 COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
+DEVICE = os.environ.get("INST_DEVICE", "cpu")
 
 if COMFYUI and MODELS:
     sys.path.insert(0, COMFYUI)
     import utils.extra_config  # noqa: F401  as main.py: older hosts hide it once they have imported their nodes
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = DEVICE != "gpu"
     args.disable_metadata = False
+    if DEVICE == "pretend":
+        sys.path.append(str(Path(__file__).resolve().parents[1] / "device"))
+        import pretend
+
+        pretend.use(Path(MODELS).parent)
 
 
 class NeedsComfyUI(pytest.Module):

@@ -121,7 +121,8 @@ def test_recomputed_layers_give_the_same_gradient(open_family, name):
         widths = host.text_widths(clip)
         with torch.no_grad():
             prompt = session.text.encode({k: torch.full((TOKENS, w), 0.02) for k, w in widths.items()})
-        sigma, gradients = session.denoiser.level(torch.tensor([STRENGTH])), []
+        z, sigma = z.to(session.device), session.denoiser.level(torch.tensor([STRENGTH])).to(session.device)
+        gradients = []
         for session.denoiser.recompute in (False, True):
             context = prompt.context.clone().requires_grad_()
             session.denoiser.denoised(z, sigma, prompt._replace(context=context)).square().sum().backward()
@@ -147,9 +148,9 @@ def test_the_predicted_noise_renoises_to_the_models_own_noise_scaling(family):
     seen = {}
 
     def spy(apply, call):
-        seen.update(x=call["input"], sigma=call["timestep"], denoised=apply(call["input"], call["timestep"],
-                                                                             **call["c"]))
-        return seen["denoised"]
+        denoised = apply(call["input"], call["timestep"], **call["c"])
+        seen.update(x=call["input"].cpu(), sigma=call["timestep"].cpu(), denoised=denoised.cpu())
+        return denoised
 
     watched = model.clone()
     watched.set_model_unet_function_wrapper(spy)

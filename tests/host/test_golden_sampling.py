@@ -24,9 +24,8 @@ def cases(data) -> list[tuple[str, int, float, float]]:
 
 def toy_noise_predictor(data):
     """eps(x, t, c) of the golden README, on variance-preserving latents."""
-    w, p = data.tensor("toy_W"), data.tensor("toy_P")
-
     def eps(x, t, context):
+        w, p = data.tensor("toy_W").to(x), data.tensor("toy_P").to(x)
         s = (context.mean(1) @ p)[..., None, None]
         smooth = avg_pool2d(pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         u = torch.einsum("oi,bihw->bohw", w, x - 0.5 * smooth)
@@ -43,7 +42,8 @@ def toy(small, data):
     sampling, eps = model.get_model_object("model_sampling"), toy_noise_predictor(data)
 
     def wrapper(_, call):
-        x, sigma, context = call["input"], call["timestep"], call["c"]["c_crossattn"]
+        x, sigma = call["input"], call["timestep"]
+        context = call["c"]["c_crossattn"].to(x)
         level = sigma[:, None, None, None]
         return x - level * eps(x / (level**2 + 1).sqrt(), sampling.timestep(sigma), context)
 

@@ -66,7 +66,7 @@ def test_strength_one_starts_exactly_at_the_inverted_noise(small, prompts):
     noise, noised = invert(model, prompts, strength=1.0)
     start = model.model.process_latent_in(noised["samples"])
     z0 = model.model.process_latent_in(content()["samples"])
-    close(sampling.noise_scaling(sampling.sigma_max, noise.noise, z0, True), start, 1e-3)
+    close(sampling.noise_scaling(sampling.sigma_max.cpu(), noise.noise, z0, True), start, 1e-3)
     assert torch.isfinite(sample(model, prompts, strength=1.0)).all()
 
 

@@ -208,13 +208,13 @@ def test_sampling_sees_a_late_style_as_learning_did(small):
     assert (seen.noise - everywhere.noise).abs().max() > 1e-4 and (seen.noise - without.noise).abs().max() > 1e-4
 
     with host.training_mode(), host.training_session(model, clip, "a house, *", 2, "late") as session, torch.no_grad():
-        sigma = torch.tensor([seen.sigma])
-        noise = fresh_noise(latent["samples"].shape, 0)
-        z0 = model.model.process_latent_in(latent["samples"]).clone()
-        x = session.denoiser.noised(z0, noise.clone(), sigma)
+        sigma = torch.tensor([seen.sigma]).to(session.device)
+        noise = fresh_noise(latent["samples"].shape, 0).to(session.device)
+        z0 = model.model.process_latent_in(latent["samples"]).to(session.device)
+        x = session.denoiser.noised(z0.clone(), noise.clone(), sigma)
         denoised = session.denoiser.denoised(x, sigma, session.text.encode(style.vectors))
         predicted = session.denoiser.predicted_noise(x, sigma, denoised)
-    torch.testing.assert_close(predicted, seen.noise.clone(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(predicted.cpu(), seen.noise.clone(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_late_style_does_not_restrict_the_negative_prompt_beside_it(small):

@@ -1,0 +1,70 @@
+"""A pretend accelerator, and ComfyUI made to compute on it (see ``pretend.cpp``).
+
+    INST_DEVICE=pretend python3 tools/dev.py test tests/host/test_nodes.py
+
+What it finds: tensors left on the wrong device.  What it cannot find: what kernels of a real GPU do differently.
+"""
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+NAME = "pretend"
+SOURCE = Path(__file__).with_name("pretend.cpp")
+FREE_BYTES = 8 * 2**30
+COMPILER = shutil.which("g++")
+
+
+def build(folder: Path) -> Path:
+    """The compiled backend, made unless it is there."""
+    root = Path(torch.__file__).parent
+    recipe = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode() + sys.version.encode())
+    target = folder / f"pretend-{recipe.hexdigest()[:16]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}")
+        includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+        subprocess.run([COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", *includes, SOURCE, f"-L{root / 'lib'}",
+                        "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root / 'lib'}", "-o", partial], check=True)
+        os.replace(partial, target)
+    return target
+
+
+def register(folder: Path) -> torch.device:
+    """Makes torch know the device."""
+    torch.ops.load_library(build(folder))
+    torch.utils.rename_privateuse1_backend(NAME)
+    module = types.ModuleType(NAME)
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: 0
+    module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = lambda seed: None
+    module.get_rng_state = lambda device=None: torch.get_rng_state()
+    module.set_rng_state = lambda state, device=None: None
+    torch._register_device_module(NAME, module)
+    torch.utils.generate_methods_for_privateuse1_backend()
+    return torch.device(NAME, 0)
+
+
+def use(folder: Path) -> None:
+    """Denoiser, text encoder, CLIP vision and VAE of ComfyUI on the pretend device; what is unused stays on the CPU."""
+    import comfy.model_management as management
+
+    device = register(folder)
+
+    def free(dev=None, torch_free_too=False):
+        return (FREE_BYTES, FREE_BYTES) if torch_free_too else FREE_BYTES
+
+    management.get_torch_device = management.text_encoder_device = lambda: device
+    management.get_free_memory = management.get_total_memory = free
+    management.vram_state = management.set_vram_to = management.VRAMState.NORMAL_VRAM
+    management.soft_empty_cache = lambda force=False: None
+    management.device_supports_non_blocking = lambda device: False
+    management.get_offload_stream = lambda device: None

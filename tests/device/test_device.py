@@ -1,0 +1,72 @@
+"""No GPU is needed to find what would fail on every GPU: tensors on different devices."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pretend
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+MODELS = os.environ.get("INST_MODELS")
+
+needs_compiler = pytest.mark.skipif(not pretend.COMPILER or sys.platform != "linux", reason="needs g++ on Linux")
+needs_comfyui = pytest.mark.skipif(not (MODELS and os.environ.get("INST_COMFYUI")),
+                                   reason="needs ComfyUI: run 'python3 tools/dev.py test'")
+
+# Each way to bring pictures, prompts and weights together, once.
+CHOSEN = [
+    "host/test_nodes.py::test_learn_saves_a_file_that_equals_its_output[attention]",
+    "host/test_nodes.py::test_learn_saves_a_file_that_equals_its_output[paper]",
+    "host/test_nodes.py::test_import_of_an_official_file",
+    "host/test_style_layers.py::test_sampling_sees_a_late_style_as_learning_did",
+    "host/test_families.py::test_learn_apply_invert_sample[sdxl]",
+    "host/test_families.py::test_learn_apply_invert_sample[flux]",
+    "host/test_families.py::test_recomputed_layers_give_the_same_gradient[sd3]",
+    "host/test_golden_sampling.py",
+    "host/test_sampling.py::test_three_routes_one_picture",
+    "host/test_sampling.py::test_a_mask_keeps_the_outside_bit_equal",
+    "host/test_sampling.py::test_a_controlnet_acts_on_inversion_and_sampling",
+    "host/test_composition.py::test_two_styles_in_one_prompt",
+    "host/test_styleshot_nodes.py::test_inst_sample_and_loras_work_with_it",
+    "host/test_transfer_nodes.py::test_odd_images_and_batches",
+    "host/test_transfer_nodes.py::test_luminance_keeps_the_contents_chroma",
+    "host/test_transfer_nodes.py::test_gatys_paints_inside_inference_mode",
+    "host/test_compare_nodes.py::test_clip_similarity_comes_with_clip_vision",
+]
+
+MIXED = """
+import torch
+from pathlib import Path
+import pretend
+device = pretend.register(Path({folder!r}))
+here, there = torch.ones(2, 2, device=device), torch.ones(2, 2)
+assert ((here @ here).cpu() == 2).all() and (here * torch.tensor(2.0)).sum().item() == 8
+here.requires_grad_()
+(here * 3).sum().backward()
+assert here.grad.device == device and (here.grad.cpu() == 3).all()
+try:
+    here @ there
+except RuntimeError as error:
+    assert "mixes" in str(error), error
+else:
+    raise AssertionError("mixing devices went unnoticed")
+"""
+
+
+def run(*command: object, **variables: str) -> None:
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=TESTS, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **variables})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+@needs_compiler
+def test_the_pretend_device_computes_and_refuses_to_mix(tmp_path):
+    run("-c", MIXED.format(folder=str(Path(MODELS).parent if MODELS else tmp_path)))
+
+
+@needs_compiler
+@needs_comfyui
+def test_nothing_mixes_devices():
+    run("-m", "pytest", "-c", "pytest.ini", "--rootdir=.", "-q", "-p", "no:cacheprovider", *CHOSEN,
+        INST_DEVICE="pretend")
