@@ -168,22 +168,24 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f}{sd}"
 
 
-def as_good_after(checks: list, goal: float) -> str:
-    """The first check that is as low as ``goal``."""
-    first = next((c for c in checks if c[2] <= goal), None)
-    return "not reached" if first is None else f"{first[0]} samples"
+def as_good_after(runs: list[dict], goal: float) -> str:
+    """When the last of the runs was at its first check as low as ``goal``."""
+    firsts = [next((samples for samples, _, loss in run["checks"] if loss <= goal), None) for run in runs]
+    reached = [samples for samples in firsts if samples is not None]
+    if len(reached) < len(firsts):
+        return f"{len(reached)} of {len(firsts)} were"
+    return f"{max(reached)} samples"
 
 
 def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]]) -> Iterator[list[str]]:
     for path, ours in runs[OURS].items():
         released = runs[RELEASED][path]
         goal = statistics.mean(r["kept"] for r in released)
-        reached = [as_good_after(r["checks"], goal) for r in ours]
         yield [path.stem[:24], f"{len(released)} / {len(ours)}", spread([r["checks"][0][2] for r in ours]),
                spread([r["kept"] for r in released]), spread([r["kept"] for r in ours]),
                " ".join(str(r["checks"][-1][0]) for r in ours),
                f"{statistics.mean(r['checks'][-1][1] for r in released):.0f}",
-               f"{statistics.mean(r['checks'][-1][1] for r in ours):.0f}", max(reached, key=len)]
+               f"{statistics.mean(r['checks'][-1][1] for r in ours):.0f}", as_good_after(ours, goal)]
 
 
 def plot(runs: Mapping[str, Mapping[Path, list[dict]]], output: Path) -> None:
