@@ -2,8 +2,9 @@
 """Everything a newcomer types: set-up, demo, tests, a server. Needs Python 3.10 to 3.14, pip and a package index.
 
     python3 tools/dev.py demo     learn a style and repaint a photograph in a real ComfyUI
-    python3 tools/dev.py test     run every test tier (what follows goes to pytest; --browser, as root on Debian or
-                                  Ubuntu, installs the Chromium that the browser tier needs)
+    python3 tools/dev.py test     run every test tier (what follows goes to pytest, such as -n 0 for one process;
+                                  --browser, as root on Debian or Ubuntu, installs the Chromium that the browser tier
+                                  needs)
     python3 tools/dev.py serve    open the same ComfyUI with the pack in it
     python3 tools/dev.py setup    only prepare
 
