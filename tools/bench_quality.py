@@ -139,12 +139,19 @@ class Kept:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.found = {tuple(run["key"]): run for run in map(json.loads, lines)}
 
+    def __contains__(self, key: tuple) -> bool:
+        return key in self.found
+
     def get(self, key: tuple, make) -> dict:
         if key not in self.found:
             self.found[key] = {"key": list(key), **make()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.found[key]) + "\n")
         return self.found[key]
+
+
+def key_of(bench: Bench, name: str, recipe: Recipe, path: Path, seed: int) -> tuple:
+    return name, repr(recipe), path.name, seed, bench.pixels
 
 
 def run(bench: Bench, kept: Kept, name: str, recipe: Recipe, path: Path, seed: int) -> dict:
@@ -154,7 +161,7 @@ def run(bench: Bench, kept: Kept, name: str, recipe: Recipe, path: Path, seed: i
             learned = bench.learn(path, recipe, seed, lambda step, samples, *_: bar.update(samples - bar.n))
         return {"checks": [list(c) for c in learned.checks], "kept": learned.kept, "verdict": learned.verdict}
 
-    return kept.get((name, repr(recipe), path.name, seed, bench.pixels), make)
+    return kept.get(key_of(bench, name, recipe, path, seed), make)
 
 
 # ---- the table and the plot ----
@@ -180,6 +187,8 @@ def as_good_after(runs: list[dict], goal: float) -> str:
 def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]]) -> Iterator[list[str]]:
     for path, ours in runs[OURS].items():
         released = runs[RELEASED][path]
+        if not (ours and released):
+            continue
         goal = statistics.mean(r["kept"] for r in released)
         yield [path.stem[:24], f"{len(released)} / {len(ours)}", spread([r["checks"][0][2] for r in ours]),
                spread([r["kept"] for r in released]), spread([r["kept"] for r in ours]),
@@ -212,6 +221,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared_arguments(parser)
     parser.add_argument("--released-steps", type=int, default=RELEASED_STEPS)
     parser.add_argument("--released-seeds", type=int, help="fewer seeds for the long recipe")
+    parser.add_argument("--finished", action="store_true", help="only show the runs that are finished")
 
 
 def shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -236,10 +246,11 @@ def main(args: argparse.Namespace) -> int:
     seeds = {RELEASED: args.released_seeds or args.seeds, OURS: args.seeds}
     paintings = paintings_of(args.paintings)[:args.count]
     runs = {name: {path: [] for path in paintings} for name in recipes}
-    for seed in range(args.seeds):  # all paintings with one seed first: an unfinished run has them all
-        for name, path in product(recipes, paintings):
-            if seed < seeds[name]:
-                runs[name][path].append(run(bench, kept, name, recipes[name], path, seed))
+    # All paintings with one seed come first: when this is interrupted, there is something of each.
+    for seed, (name, recipe), path in product(range(args.seeds), recipes.items(), paintings):
+        missing = key_of(bench, name, recipe, path, seed) not in kept
+        if seed < seeds[name] and not (missing and args.finished):
+            runs[name][path].append(run(bench, kept, name, recipe, path, seed))
     print(f"{args.checkpoint or 'small random checkpoint'}, {args.pixels} px, released: {args.released_steps} steps\n")
     print(markdown(HEAD, list(table_rows(runs))))
     plot(runs, args.output / "quality.png")
