@@ -1,7 +1,8 @@
 """The main job, once: a painting and a photograph go in, one picture (content | style | result) comes out.
 
 Called by ``tools/dev.py demo`` with a running server.  It runs the shipped workflow itself, with other files and
-numbers in its widgets.
+numbers in its widgets.  Without a checkpoint there is a fourth picture: what Gatys' method makes of the same two with
+the real weights of VGG-16.
 """
 import argparse
 import contextlib
@@ -17,11 +18,13 @@ from client import Client, PromptError
 from PIL import Image
 from workflow_api import to_api
 
-WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "3_content_and_style.json"
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+INST, GATYS = WORKFLOWS / "3_content_and_style.json", WORKFLOWS / "compare_gatys.json"
 SMALL = {"checkpoint": "inst-small.safetensors", "clip_vision": "inst-small-vit-l.safetensors"}
 # The embedded models are small and their weights mean nothing: few steps show all there is to see.
 SMALL_STEPS, SMALL_SIDE = 24, 256
 SMALL_CFG = 3.0  # more drowns the photograph in the random part of the network
+GATYS_STEPS = 60  # enough to see the style
 # Pictures that ship with ComfyUI's own packages: a house, and a painted garden party.
 CONTENT = ("comfyui_workflow_templates_media_api", "templates/api_bria_image_edit-2.webp")
 STYLE = ("comfyui_workflow_templates_media_api", "templates/api_openai_dall_e_2_t2i-1.webp")
@@ -81,6 +84,8 @@ def fill_in(prompt: dict, arguments: argparse.Namespace) -> None:
                 inputs |= {"steps": SMALL_STEPS, "resolution": SMALL_SIDE}
             if arguments.steps:
                 inputs["steps"] = arguments.steps
+        elif node["class_type"] == "InST_GatysStyleTransfer":
+            inputs |= {"size": SMALL_SIDE, "steps": GATYS_STEPS}
         elif node["class_type"] == "InST_Sample" and small:
             inputs["cfg"] = SMALL_CFG
         elif node["class_type"] == "ImageScaleToTotalPixels" and small:
@@ -118,9 +123,9 @@ def result_of(entry: dict, home: Path) -> tuple[Path, str]:
 
 
 def side_by_side(paths: list[Path], output: Path) -> None:
-    """Content | style | result at one height, written whole or not at all."""
+    """Content | style | result ... at one height, written whole or not at all."""
     pictures = [Image.open(p).convert("RGB") for p in paths]
-    height = pictures[-1].height
+    height = pictures[2].height
     pictures = [p.resize((round(p.width * height / p.height), height), Image.LANCZOS) for p in pictures]
     gap = 8
     sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, height), "white")
@@ -151,28 +156,37 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    arguments = parse()
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    client = Client(arguments.server)
+def run(client: Client, path: Path, arguments: argparse.Namespace) -> Path:
+    """Runs a shipped workflow with the chosen files; returns its picture and says what happened."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
     prompt = to_api(workflow, client.object_info())
     fill_in(prompt, arguments)
+    display = Display(prompt)
+    result, said = result_of(client.follow(display, lambda: client.queue(prompt, workflow)), arguments.home)
+    print("\r\033[K[demo] seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in display.seconds.items() if v >= 0.05))
+    for line in said.splitlines():
+        print(f"[demo] {line}")
+    return result
+
+
+def main() -> int:
+    arguments = parse()
+    client = Client(arguments.server)
+    workflows, shown = [INST], "result"
     if arguments.checkpoint is None:
         print("[demo] The embedded checkpoint is small and UNTRAINED: its picture only proves that everything is wired "
-              "up.\n[demo] Give --checkpoint (and --clip-vision) for style transfer.")
+              "up.\n[demo] Give --checkpoint (and --clip-vision) for style transfer by InST. The last picture is by "
+              "the method of Gatys et al., whose network is here.")
+        workflows, shown = [INST, GATYS], "untrained InST | Gatys"
     elif arguments.clip_vision is None:
         print("[demo] Without --clip-vision the encoder is 'direct' instead of 'paper'.")
-    display = Display(prompt)
     try:
-        entry = client.follow(display, lambda: client.queue(prompt, workflow))
+        results = [run(client, path, arguments) for path in workflows]
     except PromptError as error:
         print(f"\n[demo] {error}", file=sys.stderr)
         return 1
-    result, said = result_of(entry, arguments.home)
-    side_by_side([arguments.content, arguments.style, result], arguments.output)
-    print("\r\033[K[demo] seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in display.seconds.items() if v >= 0.05))
-    print("\n".join(f"[demo] {line}" for line in said.splitlines()))
-    print(f"[demo] content | style | result: {arguments.output.resolve()}")
+    side_by_side([arguments.content, arguments.style, *results], arguments.output)
+    print(f"[demo] content | style | {shown}: {arguments.output.resolve()}")
     return 0
 
 
