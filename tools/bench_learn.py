@@ -157,7 +157,7 @@ def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype 
             views = host.encode_latent(vae, model, crops).cpu().clone()
         painting = learning.Painting(views, views[:1].clone())
         encoder = build_encoder("direct", host.word_vectors(clip, "painting"), learning.TOKENS, generator)
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate)
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, fused=True)
         with host.training_session(model, clip, PROMPT, learning.TOKENS, layers) as session:
             network = session.denoiser.network
             if change is not None:
