@@ -156,10 +156,10 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def run(client: Client, path: Path, arguments: argparse.Namespace) -> Path:
+def run(client: Client, info: dict, path: Path, arguments: argparse.Namespace) -> Path:
     """Runs a shipped workflow with the chosen files; returns its picture and says what happened."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    prompt = to_api(workflow, client.object_info())
+    prompt = to_api(workflow, info)
     fill_in(prompt, arguments)
     display = Display(prompt)
     result, said = result_of(client.follow(display, lambda: client.queue(prompt, workflow)), arguments.home)
@@ -172,6 +172,7 @@ def run(client: Client, path: Path, arguments: argparse.Namespace) -> Path:
 def main() -> int:
     arguments = parse()
     client = Client(arguments.server)
+    info = client.object_info()
     workflows, shown = [INST], "result"
     if arguments.checkpoint is None:
         print("[demo] The embedded checkpoint is small and UNTRAINED: its picture only proves that everything is wired "
@@ -181,7 +182,7 @@ def main() -> int:
     elif arguments.clip_vision is None:
         print("[demo] Without --clip-vision the encoder is 'direct' instead of 'paper'.")
     try:
-        results = [run(client, path, arguments) for path in workflows]
+        results = [run(client, info, path, arguments) for path in workflows]
     except PromptError as error:
         print(f"\n[demo] {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
-// A pretend accelerator for machines without one: its tensors live apart from the CPU's, the CPU does the arithmetic, and
-// an operation that mixes the two fails, as it does on a GPU. It registers PyTorch's backend for devices of one's own
-// (PrivateUse1); tests/device/pretend.py builds and loads it.
+// A pretend accelerator for machines without one: its tensors live apart from the CPU's, the CPU does the arithmetic,
+// and an operation that mixes the two fails, as it does on a GPU. It registers PyTorch's backend for devices of one's
+// own (PrivateUse1); tests/device/pretend.py builds and loads it.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>

@@ -24,11 +24,12 @@ def cases(data) -> list[tuple[str, int, float, float]]:
 
 def toy_noise_predictor(data):
     """eps(x, t, c) of the golden README, on variance-preserving latents."""
+    w, p = data.tensor("toy_W"), data.tensor("toy_P")
+
     def eps(x, t, context):
-        w, p = data.tensor("toy_W").to(x), data.tensor("toy_P").to(x)
-        s = (context.mean(1) @ p)[..., None, None]
+        s = (context.mean(1) @ p.to(x))[..., None, None]
         smooth = avg_pool2d(pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        u = torch.einsum("oi,bihw->bohw", w, x - 0.5 * smooth)
+        u = torch.einsum("oi,bihw->bohw", w.to(x), x - 0.5 * smooth)
         tt = (t / 1000)[:, None, None, None]
         return (u + s * (3 * tt).sin()).tanh() * (0.4 + 0.6 * tt) + 0.35 * x * tt
 
