@@ -2,7 +2,9 @@
 
     INST_DEVICE=pretend python3 tools/dev.py test tests/host/test_nodes.py
 
-What it finds: tensors left on the wrong device.  What it cannot find: what kernels of a real GPU do differently.
+What it finds: tensors left on the wrong device, and tensors of the wrong precision, because ComfyUI computes in half
+precision on it (bfloat16: of the two, the one that is quick on a CPU).  What it cannot find: what kernels of a real GPU
+do differently.
 """
 import hashlib
 import os
@@ -62,9 +64,14 @@ def use(folder: Path) -> None:
     def free(dev=None, torch_free_too=False):
         return (FREE_BYTES, FREE_BYTES) if torch_free_too else FREE_BYTES
 
+    def on_the_device(device=None, *_, **__):
+        return device is None or device.type == NAME
+
     management.get_torch_device = management.text_encoder_device = lambda: device
     management.get_free_memory = management.get_total_memory = free
     management.vram_state = management.set_vram_to = management.VRAMState.NORMAL_VRAM
     management.soft_empty_cache = lambda force=False: None
     management.device_supports_non_blocking = lambda device: False
     management.get_offload_stream = lambda device: None
+    management.should_use_bf16 = on_the_device
+    management.should_use_fp16 = lambda *_, **__: False

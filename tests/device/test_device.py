@@ -1,4 +1,4 @@
-"""No GPU is needed to find what would fail on every GPU: tensors on different devices."""
+"""No GPU is needed to find what would fail on every GPU: tensors on different devices, and in different precision."""
 import os
 import subprocess
 import sys
@@ -19,7 +19,9 @@ CHOSEN = [
     "host/test_nodes.py::test_learn_saves_a_file_that_equals_its_output[attention]",
     "host/test_nodes.py::test_learn_saves_a_file_that_equals_its_output[paper]",
     "host/test_nodes.py::test_import_of_an_official_file",
+    "host/test_learning.py::test_learning_lowers_a_held_out_loss",
     "host/test_style_layers.py::test_sampling_sees_a_late_style_as_learning_did",
+    "host/test_style_layers.py::test_learning_late_layers_lowers_the_loss_and_is_saved_as_such",
     "host/test_families.py::test_learn_apply_invert_sample[sdxl]",
     "host/test_families.py::test_learn_apply_invert_sample[flux]",
     "host/test_families.py::test_recomputed_layers_give_the_same_gradient[sd3]",
@@ -73,6 +75,6 @@ def test_the_pretend_device_computes_and_refuses_to_mix(tmp_path):
 
 @needs_compiler
 @needs_comfyui
-def test_nothing_mixes_devices():
+def test_nothing_mixes_devices_or_precision():
     options = ["-c", "pytest.ini", "--rootdir=.", "-q", "-p", "no:cacheprovider", *CHOSEN]
     run(f"import pytest\nstatus = int(pytest.main({options!r}))", INST_DEVICE="pretend")

@@ -88,6 +88,12 @@ def loaded():
     return load_checkpoint()
 
 
+@pytest.fixture(scope="module")
+def rounding(loaded) -> float:
+    """Relative error of one number as the denoiser computes it: in float32 on a CPU, in half precision elsewhere."""
+    return torch.finfo(loaded[0].model.get_dtype_inference()).eps
+
+
 @pytest.fixture()
 def small(loaded, folders):
     """The same, with the CLIP reading embeddings from this test's folders."""

@@ -67,7 +67,7 @@ def wired(small):
 
 # ---- LoRA ----
 
-def test_several_loras_add_up_in_any_order(wired):
+def test_several_loras_add_up_in_any_order(wired, rounding):
     model, clip, positive, _ = wired
 
     def with_loras(*strengths: float):
@@ -76,9 +76,10 @@ def test_several_loras_add_up_in_any_order(wired):
             patched = host_nodes.LoraLoader().load_lora(patched, clip, LORA, strength, 0.0)[0]
         return seen(patched, positive)
 
-    close(with_loras(0.75, 0.5), with_loras(0.5, 0.75))
-    close(with_loras(0.75, 0.5), with_loras(1.25))
-    assert differ(with_loras(0.75, 0.5), with_loras(0.75))
+    near = max(1e-4, 4 * rounding)
+    close(with_loras(0.75, 0.5), with_loras(0.5, 0.75), near)
+    close(with_loras(0.75, 0.5), with_loras(1.25), near)
+    assert differ(with_loras(0.75, 0.5), with_loras(0.75), near)
     assert torch.equal(with_loras(0.0), with_loras())
 
 

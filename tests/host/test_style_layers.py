@@ -196,7 +196,7 @@ def late_style() -> Style:
     return Style({"clip_l": vectors}, family="SD15", layers="late")
 
 
-def test_sampling_sees_a_late_style_as_learning_did(small):
+def test_sampling_sees_a_late_style_as_learning_did(small, rounding):
     """Apply InST Style and a host sampler's own call, against the denoiser that learns."""
     model, clip, _ = small
     style = late_style()
@@ -205,7 +205,8 @@ def test_sampling_sees_a_late_style_as_learning_did(small):
     seen = host.invert(model, positive, latent, 0.6, 0).noise
     everywhere = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors), latent, 0.6, 0).noise
     without = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors, 0), latent, 0.6, 0).noise
-    assert (seen.noise - everywhere.noise).abs().max() > 1e-4 and (seen.noise - without.noise).abs().max() > 1e-4
+    near = max(1e-4, 4 * rounding)
+    assert (seen.noise - everywhere.noise).abs().max() > near and (seen.noise - without.noise).abs().max() > near
 
     with host.training_mode(), host.training_session(model, clip, "a house, *", 2, "late") as session, torch.no_grad():
         sigma = torch.tensor([seen.sigma]).to(session.device)
@@ -214,7 +215,7 @@ def test_sampling_sees_a_late_style_as_learning_did(small):
         x = session.denoiser.noised(z0.clone(), noise.clone(), sigma)
         denoised = session.denoiser.denoised(x, sigma, session.text.encode(style.vectors))
         predicted = session.denoiser.predicted_noise(x, sigma, denoised)
-    torch.testing.assert_close(predicted.cpu(), seen.noise.clone(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(predicted.cpu(), seen.noise.clone(), rtol=1e-3, atol=near)
 
 
 def test_a_late_style_does_not_restrict_the_negative_prompt_beside_it(small):

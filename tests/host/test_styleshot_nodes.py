@@ -245,15 +245,16 @@ def test_each_half_of_guidance_gets_its_own_tokens(small, prompts, networks, sty
     assert differ(styled[0], none[0]) and differ(styled[0], plain[0])
 
 
-def test_a_batch_equals_singles(small, prompts, networks, styles):
+def test_a_batch_equals_singles(small, prompts, networks, styles, rounding):
     """Two styles for two latents, with two control images."""
     def run(rows):
         result = apply(small[0], prompts, networks, styles[rows], control_image=styles[rows])
         return sample(*result, places=range(3)[rows])
 
     both = run(slice(0, 2))
-    torch.testing.assert_close(both, torch.cat([run(slice(0, 1)), run(slice(1, 2))]), atol=1e-3, rtol=1e-4)
-    assert differ(both[0], both[1])
+    near = max(1e-3, 200 * rounding)  # noise at the highest level is multiplied by 80 on its way to the latent
+    torch.testing.assert_close(both, torch.cat([run(slice(0, 1)), run(slice(1, 2))]), atol=near, rtol=1e-4)
+    assert (both[0] - both[1]).abs().max() > near
 
 
 def test_one_style_serves_a_batch_and_other_numbers_are_refused(small, prompts, networks, styles):
@@ -364,9 +365,9 @@ def test_the_controlnet_sees_style_tokens_and_others_see_text(small, prompts, ne
     assert len(seen["style"]) == len(seen["stock"]) == 2 * STEPS
     for style, stock_sees in zip(seen["style"], seen["stock"], strict=True):
         for half, words in zip(style, stock_sees, strict=True):
-            positive = torch.equal(words, text[0][0])
-            assert positive or torch.equal(words, text[1][0])
-            assert torch.equal(half, (tokens.style if positive else tokens.none)[0])
+            positive = torch.equal(words.cpu(), text[0][0].to(words.dtype))
+            assert positive or torch.equal(words.cpu(), text[1][0].to(words.dtype))
+            assert torch.equal(half, (tokens.style if positive else tokens.none)[0].to(half))
 
 
 def test_text_driven_releases_work_without_control(made, small, prompts, styles):
