@@ -43,10 +43,10 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 
 
 def _move(content: Tensor, style: Tensor, transport: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """mean_s + T (content - mean_c) with T from the two covariances."""
-    c, s = _positions(content).double(), _positions(style).double()
+    """mean_s + T (content - mean_c) with T from the two covariances, in float64, which Apple's GPUs do not know."""
+    c, s = (_positions(x).cpu().double() for x in (content, style))
     (c_mean, c_cov), (s_mean, s_cov) = _mean_covariance(c), _mean_covariance(s)
-    return (transport(c_cov, s_cov) @ (c - c_mean) + s_mean).to(content.dtype).reshape(content.shape)
+    return (transport(c_cov, s_cov) @ (c - c_mean) + s_mean).to(content).reshape(content.shape)
 
 
 def monge_kantorovich(content: Tensor, style: Tensor) -> Tensor:

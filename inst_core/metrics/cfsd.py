@@ -17,12 +17,12 @@ def cfsd(content: Tensor, result: Tensor) -> Tensor:
         content, result: (B, C, h, w) relu3_1 of VGG-19, of pictures of one size.
 
     Returns:
-        (B,), 0 for equal structure. Grows with the number of positions: compare at one picture size only.
+        (B,) on the CPU, 0 for equal structure. Grows with the number of positions: compare at one picture size only.
     """
     first, second = (x.flatten(2).mT / x.shape[1] for x in (content, result))  # (B, hw, C)
     step = max(1, ROWS // first.shape[1])
-    total = first.new_zeros(len(first), dtype=torch.float64)
+    total = torch.zeros(len(first), dtype=torch.float64)  # on the CPU: Apple's GPUs know no float64
     for start in range(0, first.shape[1], step):
         p, q = (F.log_softmax(x[:, start:start + step] @ x.mT, -1) for x in (first, second))
-        total += (p.exp() * (p - q)).sum((1, 2), dtype=torch.float64)
+        total += (p.exp() * (p - q)).sum((1, 2)).cpu()
     return total.float()

@@ -1,6 +1,6 @@
 // A pretend accelerator for machines without one: its tensors live apart from the CPU's, the CPU does the arithmetic,
-// and an operation that mixes the two fails, as it does on a GPU. It registers PyTorch's backend for devices of one's
-// own (PrivateUse1); tests/device/pretend.py builds and loads it.
+// and an operation that mixes the two fails, as it does on a GPU. It knows no float64, like Apple's GPUs. It registers
+// PyTorch's backend for devices of one's own (PrivateUse1); tests/device/pretend.py builds and loads it.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -88,14 +88,19 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 // ---- the operations that every backend brings ----
 
+at::ScalarType known(std::optional<at::ScalarType> type) {
+  TORCH_CHECK(type != at::kDouble, "the pretend device knows no float64, like Apple's GPUs");
+  return c10::dtype_or_default(type);
+}
+
 Tensor empty(IntArrayRef size, std::optional<at::ScalarType> type, std::optional<at::Layout>,
              std::optional<at::Device>, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  return at::detail::empty_generic(size, &allocator, kKeys, c10::dtype_or_default(type), format);
+  return at::detail::empty_generic(size, &allocator, kKeys, known(type), format);
 }
 
 Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::ScalarType> type,
                      std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
-  return at::detail::empty_strided_generic(size, stride, &allocator, kKeys, c10::dtype_or_default(type));
+  return at::detail::empty_strided_generic(size, stride, &allocator, kKeys, known(type));
 }
 
 bool pretends(const Tensor& tensor) { return tensor.device().type() == kPretend; }

@@ -2,9 +2,9 @@
 
     INST_DEVICE=pretend python3 tools/dev.py test tests/host/test_nodes.py
 
-What it finds: tensors left on the wrong device, and tensors of the wrong precision, because ComfyUI computes in half
-precision on it (bfloat16: of the two, the one that is quick on a CPU).  What it cannot find: what kernels of a real GPU
-do differently.
+What it finds: tensors left on the wrong device; tensors of the wrong precision, because ComfyUI computes in half
+precision on it (bfloat16: of the two, the one that is quick on a CPU); float64.  What it cannot find: what kernels of a
+real GPU do differently.
 """
 import hashlib
 import os

@@ -7,8 +7,8 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_api.latest import _io
-from inst_pack.inst_core import metrics
-from inst_pack.inst_core.metrics import alexnet, lpips
+from inst_pack.inst_core import color, metrics
+from inst_pack.inst_core.metrics import alexnet, cfsd, lpips
 from inst_pack.nodes import compare
 from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
 from safetensors.torch import save_file
@@ -96,6 +96,14 @@ def test_clip_similarity_comes_with_clip_vision(lpips_file, monkeypatch):
     content, style = image(0) * 0.5, image(1)
     values = json.loads(InSTMetrics.execute(content, style, style, clip_vision=object(), size=64).result[1])["mean"]
     assert values["clip_style"] == pytest.approx(1, abs=1e-3) and "csd" not in values
+
+
+@pytest.mark.parametrize("measured", [cfsd.cfsd, color.monge_kantorovich, color.whitening_colouring])
+def test_what_needs_float64_comes_out_of_any_device(measured):
+    """Of the measures and colours; Apple's GPUs know no float64, nor does the pretend device."""
+    device = comfy.model_management.get_torch_device()
+    pair = [torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    torch.testing.assert_close(measured(*(x.to(device) for x in pair)).cpu(), measured(*pair))
 
 
 def test_a_missing_file_is_named_with_the_way_to_get_it():
