@@ -75,3 +75,4 @@ def use(folder: Path) -> None:
     management.get_offload_stream = lambda device: None
     management.should_use_bf16 = on_the_device
     management.should_use_fp16 = lambda *_, **__: False
+    management.supports_fp64 = lambda device=None: not on_the_device(device)

@@ -89,8 +89,9 @@ def test_official_losses_of_gatys_through_its_file(write, golden, monkeypatch):
             with torch.inference_mode(False):
                 loss, gradient = objective.loss_and_gradient(levels)
             expected = data.tensor(f"{case}/{pooling}/weighted_losses_at_content").sum()
-            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-            torch.testing.assert_close(gradient, data.tensor(f"{case}/{pooling}/grad_at_content"), atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=0)
+            torch.testing.assert_close(gradient.cpu(), data.tensor(f"{case}/{pooling}/grad_at_content"), atol=1e-4,
+                                       rtol=1e-5)
 
 
 def test_odd_images_and_batches(load, golden):
