@@ -246,17 +246,22 @@ def leaf(conditioning):
 def room_for(session, encoder: StyleEncoder, painting: Painting, samples: int) -> Room:
     """How many of ``samples`` go through the denoiser together, by what backward keeps of one and the memory that is
     free; with recomputation where not even one fits."""
-    session.denoiser.recompute = False
-    one = next(held_out_bank(painting.views).split(1))
-    context = leaf(text_of(session, encoder(painting.features)))
     try:
-        kept = kept_for_backward(lambda: noise_error(session.denoiser, one, context, session.device)[0])
+        kept = kept_of_one_sample(session, encoder, painting)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return Room(1, recompute=True)
     fitting = int(SHARE_OF_FREE_MEMORY * session.free_bytes() / max(kept, 1))
     return Room(min(samples, max(1, fitting)), recompute=fitting < 1)
+
+
+def kept_of_one_sample(session, encoder: StyleEncoder, painting: Painting) -> int:
+    """Bytes of activations that backward keeps of one sample, nothing recomputed."""
+    session.denoiser.recompute = False
+    one = next(held_out_bank(painting.views).split(1))
+    context = leaf(text_of(session, encoder(painting.features)))
+    return kept_for_backward(lambda: noise_error(session.denoiser, one, context, session.device)[0])
 
 
 @torch.no_grad()

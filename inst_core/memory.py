@@ -52,7 +52,8 @@ def kept_for_backward(function: Callable[[], torch.Tensor]) -> int:
     alive: dict[int, torch.Tensor] = {}  # by address, which nothing else can have while they live
 
     def note(tensor: torch.Tensor) -> None:
-        weight = tensor.is_leaf and isinstance(tensor, torch.nn.Parameter)
+        whole = tensor if tensor._base is None else tensor._base  # linear layers keep their weight transposed
+        weight = whole.is_leaf and isinstance(whole, torch.nn.Parameter)
         wrapped = is_traceable_wrapper_subclass(tensor)  # a quantized weight, which has no memory of its own
         if not (weight or wrapped):
             alive[tensor.untyped_storage().data_ptr()] = tensor.detach()

@@ -33,10 +33,12 @@ class Cost:
         flops: of one sample.
         per_sample: seconds.
         first: seconds of a sample that is met for the first time, where something is remembered about it.
-        bytes: peak memory of a step, above weights.
+        bytes: peak memory of a step, above weights, on a GPU. (What a process takes on a CPU depends on what it had
+            before.)
         fixed: seconds for the crops, for making the model again and for held-out losses.
         samples: of a whole run.
         new: how many of them are met for the first time.
+        kept: bytes that backward keeps of one sample; None where they are recomputed.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Cost:
     fixed: float = 0.0
     samples: int = RELEASED_SAMPLES
     new: int = 0
+    kept: int | None = None
 
     @property
     def total(self) -> float:
@@ -104,7 +107,7 @@ def timed(step: Callable[[], object], samples: int, repeats: int, device: torch.
     with PeakMemory(device) as memory, FlopCounterMode(display=False) as counter:
         step()
     return {"flops": counter.get_total_flops() / samples, "per_sample": seconds(step, device, repeats) / samples,
-            "first": first / samples, "bytes": memory.bytes}
+            "first": first / samples, "bytes": memory.bytes if device.type == "cuda" else None}
 
 
 def released(path: Path, vision_file: Path, pixels: int, repeats: int) -> Cost:
@@ -163,6 +166,7 @@ def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype 
             if change is not None:
                 session.denoiser.network = change(network)
             room = learning.room_for(session, encoder, painting, settings.batch_size)
+            kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, painting)
             # A bank of one batch: all but the first step meet what they know.
             few = objective.Objective(bank=settings.batch_size)
             batches = objective.samples(views, settings.batch_size, few, session.denoiser.log_snr, generator)
@@ -181,13 +185,17 @@ def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype 
     checks = 1 + samples // learning.CHECK_SAMPLES
     name = f"{name}, {room.samples} at once{', recomputed' if room.recompute else ''}"
     return Cost(name, model.model.get_dtype_inference(), **cost, fixed=fixed + checks * check, samples=samples,
-                new=settings.objective.bank)
+                new=settings.objective.bank, kept=kept)
 
 
 # ---- the table ----
 
-HEAD = ("recipe", "dtype", "s / sample", "faster", "TFLOP / sample", "of the limit", "MiB / step", "samples",
-        "total, s", "faster")
+HEAD = ("recipe", "dtype", "s / sample", "faster", "TFLOP / sample", "of the limit", "kept, MiB / sample",
+        "peak, MiB / step", "samples", "total, s", "faster")
+
+
+def mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.0f}"
 
 
 def rows(costs: list[Cost], limits: dict[torch.dtype, float]) -> list[list[str]]:
@@ -197,7 +205,7 @@ def rows(costs: list[Cost], limits: dict[torch.dtype, float]) -> list[list[str]]
         share = cost.flops / cost.per_sample / limits[cost.dtype]
         return [cost.name, str(cost.dtype).removeprefix("torch."), f"{cost.per_sample:.3f}",
                 f"{base.per_sample / cost.per_sample:.1f}x", f"{cost.flops / 1e12:.3f}", f"{share:.0%}",
-                "?" if cost.bytes is None else f"{cost.bytes / 2**20:.0f}", str(cost.samples), f"{cost.total:.0f}",
+                mebibytes(cost.kept), mebibytes(cost.bytes), str(cost.samples), f"{cost.total:.0f}",
                 f"{base.total / cost.total:.0f}x"]
 
     return [row(cost) for cost in costs]
@@ -217,6 +225,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=None, help="timed steps (10 on a GPU, 1 on a CPU)")
     parser.add_argument("--tried", nargs="*", choices=TRIED, default=[], help="further rows: ours with a change")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--half", action="store_true", help="on a CPU: all but the released recipe computes in "
+                        "bfloat16, in half precision as on a GPU, which ComfyUI itself does on no CPU")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -241,6 +251,8 @@ def main(args: argparse.Namespace) -> int:
                     *(lambda name=name: ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}")
                       for name in args.tried)):
         costs.append(measure())
+        if args.half:
+            comfy.model_management.should_use_bf16 = lambda *_, **__: True
         comfy.model_management.unload_all_models()
         print(f"[benchmark] {costs[-1]}", file=sys.stderr, flush=True)
     limits = {dtype: matrix_rate(device, dtype) for dtype in {c.dtype for c in costs}}

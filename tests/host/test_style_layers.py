@@ -13,6 +13,7 @@ from inst_pack.inst_core.host.denoiser import Conditioning, Denoiser
 from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block, late_only
 from inst_pack.inst_core.inversion import fresh_noise
 from inst_pack.inst_core.learning import Painting, Settings, learn_style
+from inst_pack.inst_core.memory import kept_for_backward
 from inst_pack.inst_core.objective import held_out_bank, noise_error
 from inst_pack.inst_core.style import Style, StyleError, load_style, save_style
 from inst_pack.nodes.style import InSTStyleConditioning
@@ -141,9 +142,17 @@ def test_recomputing_gives_the_same_gradient_and_leaves_no_trace(model, kind):
     assert [module.forward.__func__ for module in model.model.diffusion_model.modules()] == before
 
 
-def test_recomputing_keeps_less(model):
-    from inst_pack.inst_core.memory import kept_for_backward
+def test_what_is_kept_is_of_samples_and_not_of_weights(model):
+    """So that the room for them is not taken for too small where the network is large."""
+    with host.training_mode():
+        leaf = Conditioning(prompt(1).context.clone().requires_grad_(), prompt(1).pooled)
+        one, all_of_them = (
+            kept_for_backward(lambda part=part: noise_error(Denoiser(model), part, leaf, DEVICE)[0])
+            for part in (next(bank().split(1)), bank()))
+    assert all_of_them == pytest.approx(one * len(bank().latent), rel=0.02)
 
+
+def test_recomputing_keeps_less(model):
     kept = []
     with host.training_mode():
         for recompute in (False, True):
