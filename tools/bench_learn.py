@@ -251,7 +251,7 @@ def main(args: argparse.Namespace) -> int:
                     *(lambda name=name: ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}")
                       for name in args.tried)):
         costs.append(measure())
-        if args.half:
+        if args.half:  # from the second recipe on
             comfy.model_management.should_use_bf16 = lambda *_, **__: True
         comfy.model_management.unload_all_models()
         print(f"[benchmark] {costs[-1]}", file=sys.stderr, flush=True)
