@@ -141,7 +141,7 @@ def released(path: Path, vision_file: Path, pixels: int, repeats: int) -> Cost:
             return Cost("released", torch.float32, **timed(step, 1, repeats, session.device))
 
 
-def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype | None = None,
+def ours(path: Path, pixels: int, repeats: int, layers: str,
          change: Callable[[torch.nn.Module], torch.nn.Module] | None = None, name: str = "ours") -> Cost:
     """Learn InST Style with its default settings, to the last step.
 
@@ -151,7 +151,7 @@ def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype 
     from inst_core import host, learning, objective, preprocess
     from inst_core.encoders import build_encoder
 
-    model, clip, vae = opened(path, dtype)
+    model, clip, vae = opened(path, None)
     settings, generator = learning.Settings(), torch.Generator().manual_seed(0)
     start = time.perf_counter()
     with host.training_mode():
@@ -166,11 +166,11 @@ def ours(path: Path, pixels: int, repeats: int, layers: str, dtype: torch.dtype 
             if change is not None:
                 session.denoiser.network = change(network)
             room = learning.room_for(session, encoder, painting, settings.batch_size)
-            kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, painting)
             # A bank of one batch: all but the first step meet what they know.
             few = objective.Objective(bank=settings.batch_size)
             batches = objective.samples(views, settings.batch_size, few, session.denoiser.log_snr, generator)
             fixed = time.perf_counter() - start
+            kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, painting)
 
             def step() -> None:
                 learning.backward(session, encoder, None, next(batches), generator, room)
@@ -246,15 +246,19 @@ def main(args: argparse.Namespace) -> int:
     repeats = args.repeats or (10 if device.type == "cuda" else 1)
 
     costs = []
-    for measure in (lambda: released(path, vision, pixels, repeats), lambda: ours(path, pixels, repeats, "all"),
-                    lambda: ours(path, pixels, repeats, "late", name="ours, late layers"),
-                    *(lambda name=name: ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}")
-                      for name in args.tried)):
-        costs.append(measure())
-        if args.half:  # from the second recipe on
-            comfy.model_management.should_use_bf16 = lambda *_, **__: True
+
+    def keep(cost: Cost) -> None:
+        costs.append(cost)
         comfy.model_management.unload_all_models()
-        print(f"[benchmark] {costs[-1]}", file=sys.stderr, flush=True)
+        print(f"[benchmark] {cost}", file=sys.stderr, flush=True)
+
+    keep(released(path, vision, pixels, repeats))
+    if args.half:
+        comfy.model_management.should_use_bf16 = lambda *_, **__: True
+    keep(ours(path, pixels, repeats, "all"))
+    keep(ours(path, pixels, repeats, "late", name="ours, late layers"))
+    for name in args.tried:
+        keep(ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}"))
     limits = {dtype: matrix_rate(device, dtype) for dtype in {c.dtype for c in costs}}
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     print(f"{path.stem} at {pixels} px, {place}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix "

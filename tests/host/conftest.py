@@ -88,10 +88,10 @@ def loaded():
     return load_checkpoint()
 
 
-@pytest.fixture(scope="module")
-def rounding(loaded) -> float:
-    """Relative error of one number as the denoiser computes it: in float32 on a CPU, in half precision elsewhere."""
-    return torch.finfo(loaded[0].model.get_dtype_inference()).eps
+@pytest.fixture(scope="session")
+def rounding():
+    """Of a MODEL: relative error of one number as it computes it, in float32 on a CPU, in half precision elsewhere."""
+    return lambda model: torch.finfo(model.model.get_dtype_inference()).eps
 
 
 @pytest.fixture()
