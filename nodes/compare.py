@@ -141,5 +141,5 @@ def _clip(clip_vision):
         return None
 
     def embed(pictures: Tensor) -> Tensor:
-        return host.picture_features(clip_vision, to_image(pictures)).embed
+        return host.picture_features(clip_vision, to_image(pictures)).image_embed
     return embed

@@ -12,6 +12,7 @@ from inst_pack.inst_core.metrics import alexnet, cfsd, lpips
 from inst_pack.nodes import compare
 from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
 from safetensors.torch import save_file
+from small_vit import make
 
 
 @pytest.fixture()
@@ -87,15 +88,24 @@ def test_metrics_make_a_table_and_json(lpips_file):
     assert json.loads(given)["trivial"]["unrelated picture"] == pytest.approx(unrelated, abs=1e-5)
 
 
-def test_clip_similarity_comes_with_clip_vision(lpips_file, monkeypatch):
-    class Seen:
-        def __init__(self, pictures):
-            self.embed = torch.nn.functional.normalize(pictures.mean((1, 2)), dim=1)
+@pytest.fixture(scope="module")
+def vit():
+    """A CLIP_VISION of the host with the widths of ViT-L/14."""
+    return make()[1]
 
-    monkeypatch.setattr(compare.host, "picture_features", lambda clip_vision, pictures: Seen(pictures))
-    content, style = image(0) * 0.5, image(1)
-    values = json.loads(InSTMetrics.execute(content, style, style, clip_vision=object(), size=64).result[1])["mean"]
-    assert values["clip_style"] == pytest.approx(1, abs=1e-3) and "csd" not in values
+
+def test_clip_similarity_comes_with_clip_vision(lpips_file, vit):
+    content, style, result = image(0) * 0.5, image(1), image(2)
+
+    def seen(picture):
+        return compare.host.picture_features(vit, picture).image_embed
+
+    values = json.loads(InSTMetrics.execute(content, style, result, clip_vision=vit, size=64).result[1])["mean"]
+    assert values["clip_content"] == pytest.approx(float((seen(result) * seen(content)).sum()), abs=2e-2)
+    assert values["clip_style"] == pytest.approx(float((seen(result) * seen(style)).sum()), abs=2e-2)
+    assert "csd" not in values
+    itself = json.loads(InSTMetrics.execute(content, style, style, clip_vision=vit, size=64).result[1])["mean"]
+    assert itself["clip_style"] == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("measured", [cfsd.cfsd, color.monge_kantorovich, color.whitening_colouring])
