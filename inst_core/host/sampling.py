@@ -16,7 +16,9 @@ from ..inversion import (
     RELEASED_STEPS,
     InversionNoise,
     Timing,
+    fingerprints,
     fresh_noise,
+    indices_of,
     noise_between,
     released_start,
     released_timesteps,
@@ -121,7 +123,8 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
         noised_at = start_at = level_of(model, strength)
 
     probe = _PredictNoise()
-    fresh = fresh_noise(samples.shape, seed, latent.get("batch_index"))
+    index = indices_of(latent)
+    fresh = fresh_noise(samples.shape, seed, index)
     _guider(model, positive).sample(fresh, samples, probe, torch.stack([noised_at, torch.zeros_like(noised_at)]),
                                     disable_pbar=True, seed=seed)
     z0, predicted = probe.content.float().cpu(), probe.predicted.float().cpu()
@@ -129,7 +132,8 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
     if timing == "released" and sigmas is None:
         x = released_start(sampling, x, noised_at, start_at)
     at_maximum = float(start_at) >= float(sampling.sigma_max) * (1 - 1e-5)
-    noise = InversionNoise(seed, noise_between(sampling, start_at, x, z0, max_denoise=at_maximum), float(start_at))
+    noise = InversionNoise(seed, noise_between(sampling, start_at, x, z0, max_denoise=at_maximum), float(start_at),
+                           None if index is None else tuple(index), fingerprints(samples))
     noised = model.model.process_latent_out(_before_scaling(sampling, start_at, x))
     return Inverted(noise, {**latent, "samples": noised})
 
