@@ -113,8 +113,11 @@ def released_timesteps(strength: float, steps: int = RELEASED_STEPS) -> tuple[in
     N = 50).  Official: notebook cell "stochastic inversion" and ``make_ddim_timesteps('uniform')``.
 
     Raises:
-        ValueError: strength outside (0, 1), or so low that no DDIM step is left.
+        ValueError: strength outside (0, 1), steps beyond the training's, or none left.
     """
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise ValueError(f"steps is {steps}: released timing divides {TRAIN_TIMESTEPS} training steps by it. Use 1 to "
+                         f"{TRAIN_TIMESTEPS}, or timing 'matched'.")
     t_noise, count = int(strength * TRAIN_TIMESTEPS), int(strength * steps)
     if not (0.0 < strength < 1.0) or count < 1:
         raise ValueError(

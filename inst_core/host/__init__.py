@@ -33,11 +33,13 @@ from .progress import (
 from .sampling import (
     SAMPLERS,
     SCHEDULERS,
+    changes_nothing,
     cosine_sigmas,
     invert,
     released_sigmas,
     sample,
     sampling_sigmas,
+    shows_nothing,
 )
 from .styleshot import (
     StyleShot,
@@ -67,6 +69,7 @@ __all__ = [
     "LatentPreview",
     "Progress",
     "StyleShot",
+    "changes_nothing",
     "check_invertible",
     "check_learnable",
     "check_styleshot",
@@ -90,6 +93,7 @@ __all__ = [
     "sample",
     "sampling_sigmas",
     "show_text",
+    "shows_nothing",
     "source_of",
     "style_conditioning",
     "style_files",
