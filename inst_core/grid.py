@@ -8,7 +8,8 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from .portable import shrink
 
 MAX_ASPECT = 3.0  # wider pictures are made smaller instead of making their column wider
 MAX_PIXELS = 2**27
@@ -78,7 +79,7 @@ def cropped(picture: Tensor, aspect: float) -> Tensor:
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     if picture.shape[1:] == size:
         return picture
-    return interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return shrink(picture[None], size, "bicubic")[0].clamp(0, 1)
 
 
 def arranged(batches: Sequence[Tensor], as_rows: bool = False, crop: bool = False) -> Cells:

@@ -58,7 +58,7 @@ def from_level(schedule: Callable[[int], Tensor], sigma_start: float, steps: int
 
 def _levels_below(levels: Tensor, sigma_start: float) -> Tensor:
     """The levels under the start, each once, descending."""
-    levels = levels.float()
+    levels = levels.float().cpu()
     return levels[levels < sigma_start * (1 - 1e-4)].unique().flip(0)
 
 
@@ -69,7 +69,7 @@ def _between_levels(levels: Tensor, sigma_start: float, steps: int) -> Tensor:
         ValueError: a schedule of single levels (its longest run repeats or leaves out some), which has none between.
     """
     below = _levels_below(levels, sigma_start)
-    above = levels[levels > 0].double().unique()  # ascending
+    above = levels.cpu()[levels.cpu() > 0].double().unique()  # ascending
     if len(above) >= LONGEST and len(below) > 1:
         places = torch.arange(len(above), dtype=torch.float64)
         start = float(np.interp(sigma_start, above, places))

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..methods import vgg
 from ..methods.common import check_pictures, luminance
+from ..portable import average_pool
 from . import cfsd, palette, structure, vision
 from .alexnet import AlexNet, Features
 from .artfid import of_sets
@@ -123,7 +123,7 @@ class Seen:
         excess = (features.shape[2] * features.shape[3] / POSITIONS**2) ** 0.5
         if excess <= 1:
             return features
-        return F.adaptive_avg_pool2d(features, [max(1, int(s / excess)) for s in features.shape[2:]])
+        return average_pool(features, [max(1, int(s / excess)) for s in features.shape[2:]])
 
 
 class Judge:

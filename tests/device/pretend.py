@@ -3,8 +3,8 @@
     INST_DEVICE=pretend python3 tools/dev.py test tests/host/test_nodes.py
 
 What it finds: tensors left on the wrong device; tensors of the wrong precision, because ComfyUI computes in half
-precision on it (bfloat16: of the two, the one that is quick on a CPU); float64.  What it cannot find: what kernels of a
-real GPU do differently.
+precision on it (bfloat16: of the two, the one that is quick on a CPU); what Apple's GPUs refuse: float64, pooling to
+other sizes than divisors, operations they lack.  What it cannot find: what kernels of a real GPU do differently.
 """
 import hashlib
 import os

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy_api.latest import _io
 from inst_pack.inst_core import color, metrics
-from inst_pack.inst_core.metrics import alexnet, cfsd, lpips
+from inst_pack.inst_core.metrics import alexnet, artfid, cfsd, lpips
 from inst_pack.nodes import compare
 from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
 from safetensors.torch import save_file
@@ -114,6 +114,22 @@ def test_what_needs_float64_comes_out_of_any_device(measured):
     device = comfy.model_management.get_torch_device()
     pair = [torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     torch.testing.assert_close(measured(*(x.to(device) for x in pair)).cpu(), measured(*pair))
+
+
+def test_wide_pictures_and_sets_are_measured_on_any_device(lpips_file):
+    """Apple's GPUs pool to divisors only, which 31 x 63 places have none of, and know no float64 for FID."""
+    device = comfy.model_management.get_torch_device()
+
+    def measured(device):
+        judge = metrics.Judge(metrics.load_networks(lpips_file, device))
+        pictures = [x.movedim(-1, 1) for x in (image(0, 1, 520, 1030), image(1), image(2, 1, 520, 1030))]
+        eye = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3)).to(device)
+        for parameter in eye.parameters():
+            torch.nn.init.eye_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
+        sets = [image(i, 3, 80, 80).movedim(-1, 1).split(1) for i in (3, 4)]
+        return judge.pair(*pictures[:2]).measure(pictures[2]) | artfid.of_sets(eye, *sets, 0.5)
+
+    assert measured(device) == pytest.approx(measured(torch.device("cpu")), rel=1e-3, abs=1e-4)
 
 
 def test_a_missing_file_is_named_with_the_way_to_get_it():

@@ -38,7 +38,7 @@ def discrete(total: int) -> torch.Tensor:
     (lambda total: torch.tensor([10.0, 0.0]), 5.0, 4),
 ])
 def test_a_schedule_without_enough_levels_is_refused(schedule, start, steps):
-    with pytest.raises(ValueError, match=rf"steps is {steps}, but scheduler has only \d+ levels? below sigma {start:g}"):
+    with pytest.raises(ValueError, match=rf"steps is {steps}, .* has only \d+ levels? below sigma {start:g}"):
         from_level(schedule, start, steps)
 
 
