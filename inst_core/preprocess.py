@@ -61,13 +61,14 @@ def random_crops(image: Tensor, resolution: int, count: int, generator: torch.Ge
 
     Args:
         image: (P, H, W, 3); the crops go round the pictures in turn.
+        count: how many crops, or one of each picture where there are more.
 
     Returns:
-        (count, resolution, resolution, 3) in [0, 1].
+        (max(count, P), resolution, resolution, 3) in [0, 1].
     """
     height, width = image.shape[1:3]
     crops = []
-    for i in range(count):
+    for i in range(max(count, len(image))):
         u, v, w, flip = torch.rand(4, generator=generator).tolist()
         side = max(1, round(min(height, width) * (0.5 + 0.5 * u)))
         top, left = round(v * (height - side)), round(w * (width - side))

@@ -109,6 +109,12 @@ def _sampled(latent: dict, samples: Tensor) -> dict:
     return {**{k: v for k, v in latent.items() if k not in EMPTY_SIZES}, "samples": samples}
 
 
+def noise_mask(latent: dict, samples: Tensor) -> Tensor | None:
+    """The LATENT's mask as samplers lay it over ``samples``, of their shape and on their device, or None."""
+    mask = latent.get("noise_mask")
+    return None if mask is None else comfy.sampler_helpers.prepare_mask(mask, samples.shape, samples.device)
+
+
 def shows_nothing(latent: dict) -> bool:
     """Whether a LATENT is empty, as Empty Latent Image makes it: there is no photograph to keep anything of."""
     return not latent["samples"].is_nested and not latent["samples"].any()
@@ -264,6 +270,6 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
         scale = (1 + sigmas[-1] ** 2).sqrt()
         result = model.model.process_latent_out(model.model.process_latent_in(result) / scale)
     if latent.get("noise_mask") is not None:
-        mask = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], result.shape, result.device)
-        result = torch.where(mask == 0, samples.to(result), result)  # the host keeps it to rounding only
+        outside = noise_mask(latent, result) == 0
+        result = torch.where(outside, samples.to(result), result)  # the host keeps it to rounding only
     return _sampled(latent, result)

@@ -54,6 +54,18 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float((mean_a - mean_b).square().sum() + total - 2 * cross)
 
 
+def check_sets(styles: Tensor, results: Tensor) -> None:
+    """Raises ValueError unless FID can be taken of these sets (B, 3, H, W): at least two each, none too small."""
+    if min(len(styles), len(results)) < 2:
+        raise ValueError(f"FID compares sets: it needs at least 2 results and 2 styles, got {len(results)} and "
+                         f"{len(styles)}. Connect batches of them, or set art_inception to none.")
+    for name, pictures in (("style", styles), ("result", results)):
+        height, width = pictures.shape[2:]
+        if min(height, width) < MINIMUM_SIDE:
+            raise ValueError(f"{name} is {width} x {height} px; FID needs at least {MINIMUM_SIDE} px on each side. "
+                             "Scale it up, or set art_inception to none.")
+
+
 def artfid(lpips: float, fid: float) -> float:
     """Eq. 7: (1 + d_content) (1 + d_style) with d_content the mean LPIPS to the contents and d_style the FID."""
     return (1 + lpips) * (1 + fid)

@@ -11,7 +11,7 @@ from ..methods.common import check_pictures, luminance
 from ..portable import average_pool
 from . import cfsd, palette, structure, vision
 from .alexnet import AlexNet, Features
-from .artfid import of_sets
+from .artfid import check_sets, of_sets
 from .gram import gram_distance
 from .leakage import leakage
 from .lpips import grey, load_heads, lpips
@@ -254,6 +254,8 @@ def measure_batches(judge: Judge, content: Tensor, style: Tensor, result: Tensor
         ValueError: batches that do not fit, NaN, results of another aspect than their content.
     """
     _check_batches(content, style, result)
+    if inception is not None:
+        check_sets(style, result)
     measured = Measured([], [], {})
     for i in range(len(result)):
         pictures = content[i % len(content), None], style[i % len(style), None]

@@ -13,6 +13,7 @@ from comfy_extras.nodes_rebatch import LatentRebatch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.inst_core.style import Style, save_style
+from inst_pack.nodes.color import InSTMatchColor
 from inst_pack.nodes.inversion import InSTSample, InSTStochasticInvert
 from inst_pack.nodes.style import InSTStyleConditioning
 
@@ -166,6 +167,20 @@ def test_an_inpainting_latent(small, pictures):
     out = sample(model, apply(clip), stock(clip, ""), latent)
     assert torch.equal(out[..., 7:], latent["samples"][..., 7:])
     assert differ(out[..., :6], latent["samples"][..., :6])
+
+
+def test_colours_outside_a_mask_stay_through_matching_and_sampling(wired):
+    """Set Latent Noise Mask -> Match Latent Color -> InST Sample: outside it is the photograph's own latent."""
+    model, _, positive, negative = wired
+    photograph, painting = content(2, 8, 16), {"samples": content(1, 6, 6)["samples"] * 2 + 1}
+    masked = host_nodes.SetLatentNoiseMask().set_mask(photograph, left_half())[0]
+    matched = InSTMatchColor.execute(masked, painting, "mk", 1.0).result[0]
+    assert torch.equal(matched["samples"][..., 9:], photograph["samples"][..., 9:])
+    assert torch.equal(matched["samples"][..., :7], InSTMatchColor.execute(photograph, painting, "mk",
+                                                                          1.0).result[0]["samples"][..., :7])
+    out = sample(model, positive, negative, matched)
+    assert torch.equal(out[..., 9:], photograph["samples"][..., 9:])
+    assert differ(out[..., :8], photograph["samples"][..., :8])
 
 
 @pytest.mark.parametrize("kind", ["area", "mask"])
