@@ -25,6 +25,7 @@ from .files import (
     style_folders,
     style_path,
 )
+from .patches import check_copyable
 from .progress import (
     LatentPreview,
     Progress,
@@ -71,6 +72,7 @@ __all__ = [
     "Progress",
     "StyleShot",
     "changes_nothing",
+    "check_copyable",
     "check_invertible",
     "check_learnable",
     "check_styleshot",
