@@ -118,16 +118,24 @@ def _originals(patcher) -> dict[int, str]:
                for module in patch.modules()}
     found = {id(module): name for name, module in patcher.model.named_modules() if id(module) not in patched}
     in_place = {name for name, patch in patcher.object_patches.items()
-                if comfy.utils.get_attr(patcher.model, name) is patch}
+                if _part(patcher.model, name) is patch}
     for name in in_place:
         replaced = patcher.object_patches_backup.get(name)
         if isinstance(replaced, nn.Module):
             found |= {id(module): inner for inner, module in replaced.named_modules(prefix=name)}
     for name in patcher.object_patches.keys() - in_place:
-        part = comfy.utils.get_attr(patcher.model, name)
+        part = _part(patcher.model, name)
         if isinstance(part, nn.Module):
             found |= {id(module): inner for inner, module in part.named_modules(prefix=name)}
     return {number: name.replace("._orig_mod", "") for number, name in found.items()}
+
+
+def _part(model: nn.Module, name: str):
+    """What is called so in the model, or None: some patches add what was not there."""
+    try:
+        return comfy.utils.get_attr(model, name)
+    except AttributeError:
+        return None
 
 
 def _held(part, depth: int = 4) -> Iterator[nn.Module]:
