@@ -85,7 +85,8 @@ def check_vectors(vectors: Mapping[str, Tensor], source: str) -> None:
             raise StyleError(f"{source}: {key} contains NaN or infinite values. Learn the style again.")
     if len({v.shape[0] for v in vectors.values()}) != 1:
         counts = ", ".join(f"{k}: {v.shape[0]}" for k, v in vectors.items())
-        raise StyleError(f"{source}: the text encoders disagree on the number of tokens ({counts}).")
+        raise StyleError(f"{source}: the text encoders disagree on the number of tokens ({counts}). "
+                         "Learn the style again.")
 
 
 def check_fits(style: Style, widths: Mapping[str, int]) -> None:
