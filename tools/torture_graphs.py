@@ -290,7 +290,9 @@ def main() -> None:
                 torture.check_stock(client)
                 measured = len(torture.report.memory_mib)
                 while torture.report.counts["queued"] < until and time.monotonic() - began < args.seconds:
+                    known = len(torture.report.problems)
                     torture.round(client)
+                    print(*torture.report.problems[known:], sep="\n", end="", flush=True)
                     torture.look_at_memory(client, process)
                     print(f"{torture.report.counts['queued']} of {args.graphs} queued, "
                           f"{len(torture.report.problems)} problems, {torture.report.memory_mib[-1]} MiB", flush=True)
