@@ -10,6 +10,7 @@ JSON, and with status 1 if there was a problem.
 """
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
@@ -17,16 +18,17 @@ import statistics
 import sys
 import tempfile
 import time
-import zlib
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dev
+import numpy as np
 import psutil
 from client import Client, PromptError
 from in_process import MODELS, ROOT
+from PIL import Image
 from workflow_api import is_widget, options_of
 
 PACK = "InST_"
@@ -61,6 +63,8 @@ SMALL: dict[str, tuple] = {
     "InST_LearnStyle.steps": (2,), "InST_LearnStyle.encoder": ("direct",), "InST_LearnStyle.max_seconds": (5.0,),
     "InST_LearnStyle.prompt": ("*", "a house, *"), "InST_SaveStyle.name": ("torture",),
     "InST_LearnStyle.name": ("torture",),
+    "InST_Metrics.vgg19": ("none",), "InST_Metrics.csd": ("none",), "InST_Metrics.art_inception": ("none",),
+    "vgg_name": ("vgg16.safetensors",),
     "InST_GatysStyleTransfer.steps": (2,), "InST_Sample.sampler": ("euler", "ddim", "dpmpp_2m", "uni_pc", "lcm"),
     "InST_ComparisonGrid.row_labels": ("",), "InST_ComparisonGrid.column_labels": ("",),
     "sampler_name": ("euler", "dpmpp_2m_sde", "uni_pc"), "LatentUpscale.crop": ("disabled", "center"),
@@ -151,6 +155,10 @@ class Report:
     problems: list[str] = field(default_factory=list)
     memory_mib: list[int] = field(default_factory=list)
 
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+        print(text, flush=True)
+
 
 class Torture:
     """Queues graphs on a server, disturbs it, and looks at what is left."""
@@ -158,18 +166,21 @@ class Torture:
     def __init__(self, object_info: dict, seed: int, patience: float = 120):
         self.report, self._patience = Report(), patience
         self._graphs, self._draw = Graphs(object_info, seed), random.Random(~seed)
-        self._stock: list[int] | None = None
+        self._stock: np.ndarray | None = None
 
     def check_stock(self, client: Client) -> None:
         """The stock graph gives what it gave the first time, computed anew."""
         client.post("/free", {"unload_models": True, "free_memory": True})
         entry = client.wait(client.queue(STOCK), self._patience)
         names = [image["filename"] for image in entry["outputs"]["6"]["images"]]
-        found = [zlib.crc32(client.get(f"/view?filename={name}&type=temp")) for name in names]
+        found = np.stack([np.asarray(Image.open(io.BytesIO(client.get(f"/view?filename={name}&type=temp"))), dtype=int)
+                          for name in names])
         if self._stock is None:
             self._stock = found
-        elif found != self._stock:
-            self.report.problems.append("the stock graph gives other pictures than before")
+        elif (apart := abs(found - self._stock)).any():
+            self.report.problem(f"the stock graph gives other pictures than before: {np.count_nonzero(apart)} of "
+                                f"{apart.size} values differ, by {apart.max()} at the most")
+        self.report.counts["stock graphs compared"] += 1
 
     def round(self, client: Client) -> None:
         """A few graphs at once, some of them disturbed, until the queue is empty."""
@@ -192,12 +203,12 @@ class Torture:
             self.report.counts["queues cleared"] += 1
             dropped = True
         if not self._drained(client):
-            self.report.problems.append(f"the queue is stuck for {self._patience:.0f} s: {json.dumps(prompt)}")
+            self.report.problem(f"the queue is stuck for {self._patience:.0f} s: {json.dumps(prompt)}")
             return
         for prompt_id, prompt in ids.items():
             entry = client.get(f"/history/{prompt_id}").get(prompt_id)
             if entry is None and not dropped:
-                self.report.problems.append(f"a prompt that ran is not in the history: {json.dumps(prompt)}")
+                self.report.problem(f"a prompt that ran is not in the history: {json.dumps(prompt)}")
             elif entry is not None:
                 self._look_at(entry, prompt)
 
@@ -225,7 +236,7 @@ class Torture:
         elif "execution_error" in said:
             self._failed(said["execution_error"], prompt)
         else:
-            self.report.problems.append(f"a history entry without an end: {json.dumps(entry['status'])}")
+            self.report.problem(f"a history entry without an end: {json.dumps(entry['status'])}")
 
     def _failed(self, error: dict, prompt: dict) -> None:
         line = f"{error['node_type']}: {error['exception_type']}: {error['exception_message'].strip()}"[:300]
@@ -236,7 +247,7 @@ class Torture:
             self.report.counts["refused"] += 1
             self.report.refusals[line[:200]] += 1
         else:
-            self.report.problems.append(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
+            self.report.problem(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
 
     def look_at_memory(self, client: Client, server: psutil.Process) -> None:
         client.post("/free", {"unload_models": True, "free_memory": True})
@@ -247,7 +258,6 @@ class Torture:
 def make_home(folder: Path, models: Path) -> None:
     """A ComfyUI home with the small models, a style and a picture."""
     import torch
-    from PIL import Image
     from safetensors.torch import save_file
 
     for kind in models.iterdir():
@@ -290,14 +300,12 @@ def main() -> None:
                 torture.check_stock(client)
                 measured = len(torture.report.memory_mib)
                 while torture.report.counts["queued"] < until and time.monotonic() - began < args.seconds:
-                    known = len(torture.report.problems)
                     torture.round(client)
-                    print(*torture.report.problems[known:], sep="\n", end="", flush=True)
                     torture.look_at_memory(client, process)
                     print(f"{torture.report.counts['queued']} of {args.graphs} queued, "
                           f"{len(torture.report.problems)} problems, {torture.report.memory_mib[-1]} MiB", flush=True)
                 if (growth := growth_of(torture.report.memory_mib[measured:])) > 200:
-                    torture.report.problems.append(f"memory grew by {growth:.0f} MiB while one server ran")
+                    torture.report.problem(f"memory grew by {growth:.0f} MiB while one server ran")
                 torture.check_stock(client)
                 if life < args.kills:  # in the middle of a graph
                     with contextlib.suppress(PromptError):
@@ -305,7 +313,7 @@ def main() -> None:
                     time.sleep(1)
                     running.process.kill()
                     torture.report.counts["kills"] += 1
-    print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **asdict(torture.report)},
+    print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **vars(torture.report)},
                      ensure_ascii=False))
     sys.exit(1 if torture.report.problems else 0)
 
