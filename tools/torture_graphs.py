@@ -163,7 +163,7 @@ class Report:
 class Torture:
     """Queues graphs on a server, disturbs it, and looks at what is left."""
 
-    def __init__(self, object_info: dict, seed: int, patience: float = 120):
+    def __init__(self, object_info: dict, seed: int, patience: float = 600):
         self.report, self._patience = Report(), patience
         self._graphs, self._draw = Graphs(object_info, seed), random.Random(~seed)
         self._stock: np.ndarray | None = None
@@ -273,9 +273,9 @@ def make_home(folder: Path, models: Path) -> None:
 
 
 def growth_of(memory: list[int]) -> float:
-    """MiB by which the last third of the measurements lies above the first."""
-    third = max(1, len(memory) // 3)
-    return statistics.median(memory[-third:]) - statistics.median(memory[:third]) if len(memory) > 2 else 0.0
+    """MiB by which the last third of the measurements lies above the middle one; in the first, libraries warm up."""
+    third = len(memory) // 3
+    return statistics.median(memory[-third:]) - statistics.median(memory[third:-third]) if third > 1 else 0.0
 
 
 def main() -> None:
