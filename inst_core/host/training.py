@@ -36,22 +36,9 @@ def training_mode() -> Iterator[None]:
 class TextEncoder:
     """The frozen text encoder of a re-made CLIP, for one prompt with pseudo-words."""
 
-    def __init__(self, clip, prompt: str, widths: Mapping[str, int], tokens: int):
+    def __init__(self, clip, prompt: str, tokens: int):
         self._clip = clip
-        # Rows that no vocabulary holds mark where the pseudo-words go.
-        marks = {k: torch.arange(tokens, dtype=torch.float32).sub(1e6).unsqueeze(1).expand(-1, w)
-                 for k, w in widths.items()}
-        self._tokens = prompts.tokenize(clip, prompt, marks)
-
-    def _spliced(self, vectors: Mapping[str, Tensor]) -> dict:
-        def live(key: str, token):
-            if key in vectors and torch.is_tensor(token) and (token <= -1e5).all():
-                return vectors[key][int(token[0] + 1e6)]
-            return token
-
-        keys = {k: k if k in vectors else f"clip_{k}" for k in self._tokens}
-        return {k: [[(live(keys[k], token), weight) for token, weight in window] for window in windows]
-                for k, windows in self._tokens.items()}
+        self._prompt = prompts.tokenize(clip, prompt, tokens)
 
     def encode(self, vectors: Mapping[str, Tensor]) -> Conditioning:
         """Context of the prompt; gradients reach ``vectors``. Run it and its backward inside ``recording``."""
@@ -60,7 +47,7 @@ class TextEncoder:
         if self._clip.layer_idx is not None:
             stage.set_clip_options({"layer": self._clip.layer_idx})
         stage.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        context, pooled = stage.encode_token_weights(self._spliced(vectors))[:2]
+        context, pooled = stage.encode_token_weights(self._prompt.with_vectors(vectors))[:2]
         return Conditioning(context, pooled)
 
     @staticmethod
@@ -141,11 +128,10 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
             # Like the host's trainer: everything else leaves the device, activations need the room.
             comfy.model_management.load_models_gpu([patcher, text.patcher], memory_required=1e20, force_full_load=True)
             patcher.pre_run()
-            widths = prompts.text_widths(clip)
             denoiser = Denoiser(patcher)
             if layers == LATE_LAYERS:
-                denoiser = StyleLayersDenoiser(patcher, _without_style(text, prompt, widths))
-            yield TrainingSession(denoiser, TextEncoder(text, prompt, widths, tokens), patcher.load_device)
+                denoiser = StyleLayersDenoiser(patcher, _without_style(text, prompt))
+            yield TrainingSession(denoiser, TextEncoder(text, prompt, tokens), patcher.load_device)
         finally:
             comfy.model_management.in_training = before
             patcher.cleanup()
@@ -157,6 +143,6 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
 
 
 @torch.no_grad()
-def _without_style(text, prompt: str, widths: Mapping[str, int]) -> Conditioning:
+def _without_style(text, prompt: str) -> Conditioning:
     """The prompt's conditioning without its ``*``."""
-    return TextEncoder(text, prompt.replace(prompts.PLACEHOLDER, ""), widths, 1).encode({})
+    return TextEncoder(text, prompt, 0).encode({})

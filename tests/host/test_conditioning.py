@@ -1,4 +1,9 @@
 """Styles in prompts: the same as stock embeddings, bit for bit."""
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
 import folder_paths
 import pytest
 import torch
@@ -42,6 +47,54 @@ def test_apply_equals_embedding_in_a_stock_prompt(small, text, tokens):
     clip = small[1]
     name = saved(tokens).removesuffix(".safetensors")
     assert same(apply(clip, text, value=style(tokens)), stock(clip, text.replace("*", f" embedding:{name} ")))
+
+
+OPENED: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def watch_files():
+    """What this process opens or makes is noted in ``OPENED`` (an audit hook stays until the process ends)."""
+    watching = [True]
+    sys.addaudithook(lambda event, arguments: OPENED.append(f"{event} {arguments[0]}") if watching and event in
+                     ("open", "os.mkdir", "os.listdir", "os.scandir", "tempfile.mkdtemp", "tempfile.mkstemp") else None)
+    yield
+    watching.clear()
+
+
+def mapped_files() -> set[str]:
+    maps = Path("/proc/self/maps")
+    return {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line} if maps.exists() else set()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_style_is_put_into_a_prompt_without_any_file(small, watch_files, monkeypatch, strength):
+    """On Windows no file can be removed that a tensor is mapped on; and a temporary folder may be missing or full."""
+    clip = small[1]
+    before, maps = apply(clip, "a house, *", strength), mapped_files()
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    OPENED.clear()
+    assert same(apply(clip, "a house, *", strength), before)
+    assert not OPENED and mapped_files() <= maps
+
+
+def test_learning_puts_pseudo_words_into_a_prompt_without_any_file(small, watch_files):
+    clip = small[1]
+    host.text.tokenize(clip, "a house, *", 3)
+    OPENED.clear()
+    host.text.tokenize(clip, "a house, *", 3)
+    assert not OPENED
+
+
+@pytest.mark.parametrize("text", [*PROMPTS, "a very old house " * 18 + " * at night"])
+def test_a_clip_without_an_embeddings_folder_takes_styles(small, text):
+    """Loaders that pass no folder to the tokenizer."""
+    clip = small[1]
+    without = clip.clone()
+    without.tokenizer = copy.copy(clip.tokenizer)
+    without.tokenizer.clip_l = copy.copy(clip.tokenizer.clip_l)
+    without.tokenizer.clip_l.embedding_directory = None
+    assert same(apply(without, text), apply(clip, text))
 
 
 def test_the_style_is_not_silently_ignored(small):
