@@ -14,6 +14,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
+from ..strength import ALWAYS, Course
 from ..style import ALL_LAYERS
 from .style_layers import late_only
 
@@ -21,6 +22,7 @@ PLACEHOLDER = "*"
 MARK = "\ue257"  # stands for the style on its way through the tokenizer; a private character, no language uses it
 # Token ids from here on name a text encoder and one of its pseudo-words; no vocabulary is that big.
 FIRST_PLACE, PLACES = 10**9, 10**4
+ROWS = 4096  # of an embedding table that are looked at together
 
 
 class TextPart(NamedTuple):
@@ -193,44 +195,39 @@ def tokenize(clip, text: str, count: int) -> Prompt:
     return Prompt(tokens, tuple(parts))
 
 
-def _scheduled(clip, tokens: dict) -> list:
-    return clip.encode_from_tokens_scheduled(tokens)
-
-
-def _blend(without: list, with_style: list, strength: float) -> list:
-    """Conditioning on the line from the prompt without the style (0) through the style (1) and beyond."""
-    blended = []
-    for (base, base_extra), (full, full_extra) in zip(without, with_style, strict=True):
-        short = full.shape[1] - base.shape[1]  # prompts may differ in the number of 77-token windows
-        base = torch.nn.functional.pad(base, (0, 0, 0, max(short, 0)))
-        full = torch.nn.functional.pad(full, (0, 0, 0, max(-short, 0)))
-        extra = dict(full_extra)
-        if extra.get("pooled_output") is not None:
-            extra["pooled_output"] = torch.lerp(base_extra["pooled_output"], extra["pooled_output"], strength)
-        blended.append([torch.lerp(base, full, strength), extra])
-    return blended
-
-
-def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0,
-                       layers: str = ALL_LAYERS) -> list:
+def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
+                       words: str = "painting", course: Course = ALWAYS) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
-        strength: 1 = the style as learned, bit-equal to ``embedding:name``; 0 = the prompt without ``*``; other
-            values lie on the line through the two.
+        strength: of the pseudo-words: 1 = as learned, where the host's reader is whole bit-equal to
+            ``embedding:name``; 0 = ``words``, as many as there are pseudo-words; others lie on the line through both.
         layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
+        words: that learning started from.
+        course: of the strength over the sampling.
+
+    Raises:
+        ValueError: a course that ends before it starts.
     """
     text = with_placeholder(text)
-    count = len(next(iter(vectors.values())))
-    styled = _scheduled(clip, tokenize(clip, text, count).with_vectors(vectors))
-    if strength == 1 and layers == ALL_LAYERS:
-        return styled
-    without = _scheduled(clip, tokenize(clip, text, 0).with_vectors({}))
-    if strength == 0:
-        return without
-    if strength != 1:
-        styled = _blend(without, styled, strength)
-    return styled if layers == ALL_LAYERS else late_only(styled, without)
+    pieces = course.pieces(strength)
+    prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
+    start = word_vectors(clip, words) if any(height != 1 for *_, height in pieces) else {}
+    conditioning = []
+    for begin, end, height in pieces:
+        when = {"start_percent": begin, "end_percent": end} if len(pieces) > 1 else {}
+        styled = clip.encode_from_tokens_scheduled(prompt.with_vectors(_at_strength(vectors, start, height)),
+                                                   add_dict=when)
+        if layers != ALL_LAYERS:
+            without = tokenize(clip, text, 0).with_vectors({})
+            styled = late_only(styled, clip.encode_from_tokens_scheduled(without, add_dict=when))
+        conditioning += styled
+    return conditioning
+
+
+def _at_strength(learned: Mapping[str, Tensor], start: Mapping[str, Tensor], strength: float) -> Mapping[str, Tensor]:
+    """Vectors on the line from the starting words (0) through the learned ones (1) and beyond."""
+    return learned if strength == 1 else {k: torch.lerp(start[k].expand_as(v), v, strength) for k, v in learned.items()}
 
 
 def token_embedding(clip, key: str):
@@ -245,12 +242,19 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
     vocabulary: other lengths are no words to the text encoder (Kim et al. 2026, directional textual inversion).
     """
     start = {}
-    for key, (_, tokenizer, encoder) in text_parts(clip).items():
+    for key, part in text_parts(clip).items():
+        tokenizer, table = part.tokenizer, part.table
         special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
         ids = [t for window in tokenizer.tokenize_with_weights(words) for t, _ in window if t not in special]
-        table = encoder.transformer.get_input_embeddings().weight
-        mean = table[torch.tensor(ids, device=table.device)] if ids else table
-        mean = mean.float().mean(0, keepdim=True)
-        length = table.float().norm(dim=-1).mean()
-        start[key] = (mean * (length / mean.norm())).cpu().clone()
+        mean = torch.cat([table[i:i + 1].float() for i in ids]).mean(0) if ids else _vocabulary_mean(table)
+        start[key] = (mean * (_mean_length(table) / mean.norm())).unsqueeze(0).cpu().clone()
     return start
+
+
+def _vocabulary_mean(table: Tensor) -> Tensor:
+    """(width,) mean of a (vocabulary, width) table, a few rows at a time: tables have up to gigabytes."""
+    return sum(rows.float().sum(0) for rows in table.split(ROWS)) / len(table)
+
+
+def _mean_length(table: Tensor) -> Tensor:
+    return sum(rows.float().norm(dim=-1).sum() for rows in table.split(ROWS)) / len(table)
