@@ -109,7 +109,7 @@ class InSTLearnStyle(io.ComfyNode):
         extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
         metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
         style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
+        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
         curve = {"loss": [check.loss for check in learned.checks]}
         said = f"{learned.verdict}\n{saved}"
         cls.say(said)

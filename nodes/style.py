@@ -47,7 +47,7 @@ class InSTStyleConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0,
                 shape=SHAPES[0]) -> io.NodeOutput:
-        check_fits(style, host.text_widths(clip))
+        check_fits(style, host.text_widths(clip), host.label_of_encoders)
         words = style.metadata.get("inst.start", START_WORDS)
         course = Course(start_percent, end_percent, shape)
         return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course))
@@ -98,16 +98,24 @@ class InSTSaveStyle(io.ComfyNode):
             inputs=[
                 InstStyle.Input("style", tooltip="The style to save."),
                 io.String.Input("name", default="style",
-                                tooltip="File name, without a folder. A number is added, so nothing is overwritten."),
+                                tooltip="File name, also in a folder: painters/monet. A number is added, so nothing is "
+                                        "overwritten. Without spaces: a prompt's embedding: ends at one."),
             ],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, name) -> bool | str:
+        try:
+            saving.check_name(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, style, name) -> io.NodeOutput:
-        saving.check_name(name)
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
+        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
         return io.NodeOutput(ui=ui.PreviewText(saved))
 
 

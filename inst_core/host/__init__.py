@@ -9,6 +9,7 @@ from .families import (
     check_invertible,
     check_learnable,
     family_of,
+    label_of_encoders,
     source_of,
 )
 from .files import (
@@ -21,6 +22,7 @@ from .files import (
     model_files,
     model_path,
     register_folders,
+    searched_folders,
     style_files,
     style_folders,
     style_path,
@@ -78,6 +80,7 @@ __all__ = [
     "family_of",
     "file_fingerprint",
     "invert",
+    "label_of_encoders",
     "load_weights",
     "make_room",
     "metadata_enabled",
@@ -89,6 +92,7 @@ __all__ = [
     "released_sigmas",
     "sample",
     "sampling_sigmas",
+    "searched_folders",
     "show_text",
     "source_of",
     "style_conditioning",

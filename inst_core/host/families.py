@@ -1,4 +1,5 @@
 """Which model families the nodes serve. The only place that knows a family's name."""
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,11 @@ PAPER_FAMILY = "SD15"
 def family_of(model) -> str:
     """The family key of a MODEL, also for families that are not in the table."""
     return type(model.model.model_config).__name__
+
+
+def label_of_encoders(encoders: Iterable[str]) -> str | None:
+    """The best-known family with just these text encoders, for messages; None = unknown."""
+    return next((family.label for family in FAMILIES.values() if set(family.text) == set(encoders)), None)
 
 
 def source_of(model) -> str:

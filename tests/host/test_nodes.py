@@ -40,7 +40,7 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert saved.metadata["inst.text"] == "a hill, *" and saved.metadata["inst.steps"] == "2"
     assert saved.metadata["modelspec.thumbnail"].startswith("data:image/jpeg") and saved.family == "SD15"
     assert saved.metadata["inst.base_model"] == "inst-small.safetensors"
-    assert len(loss["loss"]) >= 2 and str(path) in result.ui.as_dict()["text"][0]
+    assert len(loss["loss"]) >= 2 and f"{path.name} is saved" in result.ui.as_dict()["text"][0]
     clip = small[1]
     stock = host_nodes.CLIPTextEncode().encode(clip, "a house, embedding:wave_00001")[0]
     own = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
@@ -54,7 +54,7 @@ def test_what_the_learn_node_says_last_is_the_verdict_and_where_the_file_is(smal
     assert said[-2].startswith("4 of 4 samples, loss ")
     assert said[-1].startswith("finished after 2 of 2 steps (4 samples, ") and "held-out loss" in said[-1]
     path = host.style_folders()[0] / "wave_00001.safetensors"
-    assert str(path) in said[-1] and load_style(path).layers == "late"
+    assert path.name in said[-1] and str(path) not in said[-1] and load_style(path).layers == "late"
 
 
 def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
@@ -96,16 +96,15 @@ def test_several_paintings_all_count(small, pictures):
 def test_a_read_only_models_folder_does_not_lose_the_style(small, pictures, folders):
     (folders / "models").write_text("not a folder")
     text = learn(small, pictures[:1]).ui.as_dict()["text"][0]
-    assert str(folders / "output" / "inst_styles" / "style_00001.safetensors") in text
-    assert "could not be saved in" in text
+    assert f"style_00001.safetensors is saved in {folders / 'output' / 'inst_styles'}, because" in text
 
 
 def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip_vision):
     model, clip, vae = small
     cases = [
         ({"encoder": "paper"}, "choose encoder 'direct'"),
-        ({"name": "../x"}, "plain file name"),
-        ({"name": "a b"}, "plain file name"),
+        ({"name": "../x"}, "Expected a file name"),
+        ({"name": "a b"}, "cannot carry space"),
         ({"steps": 0}, "steps is 0"),
         ({"image": pictures[0]}, "expected an IMAGE batch"),
         ({"image": pictures[:1] * float("nan")}, "NaN"),

@@ -15,7 +15,7 @@ from inst_pack.inst_core.inversion import fresh_noise
 from inst_pack.inst_core.learning import Painting, Settings, learn_style
 from inst_pack.inst_core.memory import kept_for_backward
 from inst_pack.inst_core.objective import held_out_bank, noise_error
-from inst_pack.inst_core.style import Style, StyleError, load_style, save_style
+from inst_pack.inst_core.style import Style, load_style, save_style
 from inst_pack.nodes.style import InSTStyleConditioning
 
 NARROW = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "use_spatial_transformer": True}
@@ -259,5 +259,5 @@ def test_learning_late_layers_lowers_the_loss_and_is_saved_as_such(small, tmp_pa
 def test_a_style_for_unknown_layers_is_refused(tmp_path):
     path = tmp_path / "odd.safetensors"
     save_style(Style({"clip_l": torch.ones(1, 768)}, layers="middle"), path)
-    with pytest.raises(StyleError, match="odd.safetensors is for the layers 'middle'; .* knows all, late"):
+    with pytest.raises(ValueError, match="odd.safetensors is for the layers 'middle'; .* knows all, late"):
         load_style(path)
