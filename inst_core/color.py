@@ -69,7 +69,8 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: float = 1.0) -> Tensor:
+def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: float = 1.0,
+                mask: Tensor | None = None) -> Tensor:
     """Content latent with the style latent's colour statistics.
 
     Args:
@@ -77,6 +78,7 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
         style: (1 or B, C, ...), any spatial size.
         method: "adain" (per channel), "mk" or "wct" (with the covariance of channels).
         amount: 0 = unchanged, 1 = full statistics; values between blend linearly.
+        mask: shape of the content, or one that broadcasts to it: 1 where colours change, 0 where they stay bit-equal.
 
     Raises:
         ValueError: channels or batch lengths that do not fit.
@@ -89,4 +91,5 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
                          "Give one style latent, or one for each content.")
     if amount == 0:
         return content
-    return content.lerp(METHODS[method](content, style), amount)
+    matched = METHODS[method](content, style)
+    return content.lerp(matched, amount) if mask is None else content.lerp(matched, amount * mask.to(content))

@@ -1,62 +1,20 @@
 """The comparison figure: pictures in rows and columns with labels, evenly spaced."""
-import unicodedata
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from .lettering import Lettering
+from .portable import shrink
 
 MAX_ASPECT = 3.0  # wider pictures are made smaller instead of making their column wider
 MAX_PIXELS = 2**27
 TEXT_SHARE = 1 / 14  # of the cell's height
 MINIMUM_TEXT = 12  # px
-LINE = 1.5  # height of a line in heights of the text
 
 Cells = Sequence[Sequence[Tensor | None]]
-
-
-def plain(text: str) -> str:
-    """Text with the letters that Pillow's own font has: accents are dropped, a raised 2 becomes 2, others ``?``."""
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return "".join(c if c.isascii() else "?" for c in letters)
-
-
-@dataclass(frozen=True)
-class Lettering:
-    """Labels in black on white, with Pillow's own font at ``size`` px."""
-
-    size: int
-
-    @cached_property
-    def font(self) -> ImageFont.ImageFont:
-        return ImageFont.load_default(self.size)
-
-    @property
-    def height(self) -> int:
-        return round(self.size * LINE)
-
-    def width(self, text: str) -> int:
-        return int(self.font.getlength(plain(text))) + 1
-
-    def shortened(self, text: str, room: int) -> str:
-        """The text, or as much of it as fits, with dots at the end."""
-        if self.width(text) <= room:
-            return text
-        while text and self.width(text + "...") > room:
-            text = text[:-1]
-        return text + "..."
-
-    def draw(self, text: str, width: int) -> Tensor:
-        """One line, centred: (3, height, width) in [0, 1]."""
-        text = plain(self.shortened(text, width))
-        canvas = Image.new("L", (width, self.height), 255)
-        ImageDraw.Draw(canvas).text((width / 2, self.height / 2), text, 0, self.font, anchor="mm")
-        levels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(1, self.height, width)
-        return levels.expand(3, -1, -1) / 255
 
 
 def scaled_size(picture: Tensor, height: int) -> tuple[int, int]:
@@ -78,7 +36,7 @@ def cropped(picture: Tensor, aspect: float) -> Tensor:
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     if picture.shape[1:] == size:
         return picture
-    return interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return shrink(picture[None], size, "bicubic")[0].clamp(0, 1)
 
 
 def arranged(batches: Sequence[Tensor], as_rows: bool = False, crop: bool = False) -> Cells:
@@ -160,4 +118,8 @@ def grid(cells: Cells, rows: Sequence[str] = (), columns: Sequence[str] = (), he
         for cell, size, left, width in zip(row, row_sizes, lefts, widths, strict=True):
             if cell is not None:
                 place(_resized(cell.to(sheet), size), top, left, (height, width))
+    if text.replaced:
+        logging.getLogger(__name__).warning(
+            "Comparison Grid: no font of this system has the letters %s of the labels; they were replaced. Install a "
+            "font that has them, such as Noto Sans of that script.", "".join(sorted(text.replaced)))
     return rearrange(sheet, "c h w -> 1 h w c").contiguous()

@@ -2,9 +2,10 @@
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as tv_resize
+
+from .portable import shrink
 
 MULTIPLE = 64  # pixels; the U-Net halves an 8x latent three times
 RELEASED_SIZE = 512
@@ -34,7 +35,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bicubic resize of (B, H, W, C), clamped to [0, 1]."""
     if image.shape[1:3] == (height, width):
         return image
-    x = interpolate(rearrange(image, "b h w c -> b c h w"), (height, width), mode="bicubic", antialias=True)
+    x = shrink(rearrange(image, "b h w c -> b c h w"), (height, width), "bicubic")
     return rearrange(x, "b c h w -> b h w c").clamp(0, 1)
 
 
@@ -60,13 +61,14 @@ def random_crops(image: Tensor, resolution: int, count: int, generator: torch.Ge
 
     Args:
         image: (P, H, W, 3); the crops go round the pictures in turn.
+        count: how many crops, or one of each picture where there are more.
 
     Returns:
-        (count, resolution, resolution, 3) in [0, 1].
+        (max(count, P), resolution, resolution, 3) in [0, 1].
     """
     height, width = image.shape[1:3]
     crops = []
-    for i in range(count):
+    for i in range(max(count, len(image))):
         u, v, w, flip = torch.rand(4, generator=generator).tolist()
         side = max(1, round(min(height, width) * (0.5 + 0.5 * u)))
         top, left = round(v * (height - side)), round(w * (width - side))

@@ -2,9 +2,11 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+LONGEST = 1024  # steps of a full run that a host schedule is asked for, each of which takes it up to 0.05 ms
 
 def cosine_clock(noise_to_signal_start: float, noise_to_signal_end: float, steps: int) -> Tensor:
     """``steps`` noise-to-signal ratios at equal steps of the angle theta with ratio = tan(theta).
@@ -23,7 +25,8 @@ def from_level(schedule: Callable[[int], Tensor], sigma_start: float, steps: int
     """A host schedule entered at an exact level, so that strength means the same for 4 steps and for 50.
 
     Takes the shortest run of ``schedule`` that has ``steps`` levels below ``sigma_start`` and puts the start level
-    itself on top.
+    itself on top.  Where that run would be longer than LONGEST, a schedule that goes on dividing is read between the
+    levels of its longest run.
 
     Args:
         schedule: n -> descending levels of a full run of n steps, ending in 0.
@@ -32,11 +35,48 @@ def from_level(schedule: Callable[[int], Tensor], sigma_start: float, steps: int
 
     Returns:
         (steps + 1,) descending, first = ``sigma_start``, last = 0.
+
+    Raises:
+        ValueError: a schedule that knows fewer levels below the start.
     """
-    for total in range(steps, 100 * steps + 1000):
-        levels = schedule(total).float()
-        below = levels[levels < sigma_start * (1 - 1e-4)]
-        if len(below) >= steps:
-            return torch.cat([torch.tensor([sigma_start]), below[-steps:]])
-    raise ValueError(f"The scheduler has no {steps} levels below sigma {sigma_start:.4g}. Use fewer steps, more "
-                     f"strength, or another scheduler (normal and karras always work).")
+    def below(total: int) -> Tensor:
+        return _levels_below(schedule(total), sigma_start)
+
+    shorter, longer = steps - 1, steps
+    while longer < LONGEST and len(below(longer)) < steps:
+        shorter, longer = longer, min(2 * longer, LONGEST)
+    if longer > LONGEST or len(levels := below(longer)) < steps:
+        return _between_levels(schedule(LONGEST), sigma_start, steps)
+    while longer - shorter > 1:
+        middle = (shorter + longer) // 2
+        if len(fewer := below(middle)) < steps:
+            shorter = middle
+        else:
+            longer, levels = middle, fewer
+    return torch.cat([torch.tensor([sigma_start]), levels[-steps:]])
+
+
+def _levels_below(levels: Tensor, sigma_start: float) -> Tensor:
+    """The levels under the start, each once, descending."""
+    levels = levels.float().cpu()
+    return levels[levels < sigma_start * (1 - 1e-4)].unique().flip(0)
+
+
+def _between_levels(levels: Tensor, sigma_start: float, steps: int) -> Tensor:
+    """A run from ``sigma_start`` at equal distances along a long schedule, read linearly between its levels.
+
+    Raises:
+        ValueError: a schedule of single levels (its longest run repeats or leaves out some), which has none between.
+    """
+    below = _levels_below(levels, sigma_start)
+    above = levels.cpu()[levels.cpu() > 0].double().unique()  # ascending
+    if len(above) >= LONGEST and len(below) > 1:
+        places = torch.arange(len(above), dtype=torch.float64)
+        start = float(np.interp(sigma_start, above, places))
+        run = np.interp(np.linspace(start, 0, steps), places, above)
+        sigmas = torch.cat([torch.tensor([sigma_start]), torch.from_numpy(run[1:]).float(), torch.zeros(1)])
+        if (sigmas.diff() < 0).all():
+            return sigmas
+    known = f"{len(below)} level" if len(below) == 1 else f"{len(below)} levels"
+    raise ValueError(f"steps is {steps}, but scheduler has only {known} below sigma {sigma_start:.4g}, where this "
+                     "strength starts. Use no more steps than that, more strength, or scheduler karras.")

@@ -1,6 +1,7 @@
 """Colour on latents."""
 from comfy_api.latest import io
 
+from ..inst_core import host
 from ..inst_core.color import METHODS, match_color
 from .sockets import CATEGORY
 
@@ -16,7 +17,7 @@ class InSTMatchColor(io.ComfyNode):
                         "with adain.",
             search_aliases=["color transfer", "adain", "palette", "color match", "style transfer"],
             inputs=[
-                io.Latent.Input("latent", tooltip="The photograph."),
+                io.Latent.Input("latent", tooltip="The photograph. Outside its noise mask colours stay."),
                 io.Latent.Input("style_latent", tooltip="The painting, any size: one, or one for each photograph."),
                 io.Combo.Input("method", options=list(METHODS), default="adain",
                                tooltip="adain: each channel's mean and spread, as released. mk: also how channels go "
@@ -29,5 +30,7 @@ class InSTMatchColor(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, style_latent, method, amount) -> io.NodeOutput:
-        samples = match_color(latent["samples"], style_latent["samples"].to(latent["samples"]), method, amount)
+        content = latent["samples"]
+        samples = match_color(content, style_latent["samples"].to(content), method, amount,
+                              host.noise_mask(latent, content))
         return io.NodeOutput({**latent, "samples": samples})

@@ -51,7 +51,8 @@ class InSTComparisonGrid(io.ComfyNode):
                                tooltip="a column: inputs side by side, the pictures of a batch below each other. a "
                                        "row: the other way round."),
                 io.String.Input("column_labels", default="", multiline=True,
-                                tooltip="One line for each column, such as Content, Style, InST. Empty = no labels."),
+                                tooltip="One line for each column, such as Content, Style, InST, in any script that "
+                                        "a font of this system has. Empty = no labels."),
                 io.String.Input("row_labels", default="", multiline=True, tooltip="One line for each row, or empty."),
                 io.Int.Input("height", default=512, min=32, max=4096, step=16,
                              tooltip="Height of each row in pixels."),
@@ -141,5 +142,5 @@ def _clip(clip_vision):
         return None
 
     def embed(pictures: Tensor) -> Tensor:
-        return host.picture_features(clip_vision, to_image(pictures)).embed
+        return host.picture_features(clip_vision, to_image(pictures)).image_embed
     return embed

@@ -1,8 +1,20 @@
 """Stochastic inversion and synthesis."""
+import logging
+
 from comfy_api.latest import io
 
 from ..inst_core import host
 from .sockets import CATEGORY, seed_input, strength_input, timing_input
+
+NO_PHOTOGRAPH = ("latent is empty, as from Empty Latent Image: there is no photograph whose layout could be kept, and "
+                 "below strength 1 the picture will be weak or grey. Connect VAE Encode with a photograph.")
+
+
+def _warn_if_empty(node: type[io.ComfyNode], latent: dict, strength: float) -> None:
+    """Says under the node and in the log that a photograph is missing; at strength 1 none is needed."""
+    if strength < 1 and host.shows_nothing(latent):
+        logging.getLogger(__name__).warning("%s: %s", node.GET_SCHEMA().display_name, NO_PHOTOGRAPH)
+        host.show_text(NO_PHOTOGRAPH, getattr(node.hidden, "unique_id", None))
 
 
 class InSTStochasticInvert(io.ComfyNode):
@@ -20,7 +32,8 @@ class InSTStochasticInvert(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The style's conditioning, ControlNet included."),
                 io.Latent.Input("latent", tooltip="The photograph, from VAE Encode."),
                 strength_input(),
-                seed_input("Draws the noise under which the model looks at the photograph."),
+                seed_input("Draws the noise under which the model looks at the photograph; samplers that add noise "
+                           "of their own draw it from this seed, too."),
                 timing_input(),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="The sampler's levels, for SamplerCustomAdvanced or KSampler (Advanced). Their "
@@ -34,10 +47,12 @@ class InSTStochasticInvert(io.ComfyNode):
                 io.Latent.Output(display_name="noised_latent", tooltip="Already noised, for KSampler (Advanced) with "
                                                                        "add_noise disabled."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, positive, latent, strength, seed, timing, sigmas=None, steps=50) -> io.NodeOutput:
+        _warn_if_empty(cls, latent, strength)
         inverted = host.invert(model, positive, latent, strength, seed, timing, sigmas, steps)
         return io.NodeOutput(inverted.noise, inverted.noised)
 
@@ -67,13 +82,15 @@ class InSTSample(io.ComfyNode):
                 io.Combo.Input("scheduler", options=host.SCHEDULERS, default="ddim_uniform",
                                tooltip="How levels are spaced below the start. Timing 'released' brings its own."),
                 strength_input(),
-                seed_input("Draws the inversion's noise; also used by samplers that add noise."),
+                seed_input("Draws the inversion's noise, and that of samplers that add noise. With noise connected it "
+                           "does nothing: the seed of Stochastic Invert Latent counts."),
                 timing_input(),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="Levels to sample at instead of steps, scheduler, strength and timing, such as "
                                         "those of InST Cosine Scheduler."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The repainted latent, for VAE Decode.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -86,6 +103,9 @@ class InSTSample(io.ComfyNode):
             levels = host.sampling_sigmas(model, scheduler, steps, strength, sampler)
         else:
             levels = sigmas
+        if host.changes_nothing(levels):
+            return io.NodeOutput(latent)
+        _warn_if_empty(cls, latent, 1.0 if sigmas is not None else strength)
         if noise is None:
             noise = host.invert(model, positive, latent, strength, seed, timing, None if released else levels,
                                 steps).noise

@@ -93,6 +93,8 @@ class InSTLearnStyle(io.ComfyNode):
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
         host.check_learnable(model)
+        host.check_copyable(model, "model")
+        host.check_copyable(clip.patcher, "clip")
         saving.check_name(name)
         kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
         settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds,

@@ -63,7 +63,6 @@ class Small:
         network: which of the host's denoisers, and what it is made with.
         text: attribute of the host's text encoder module, for whole checkpoints; "" = a denoiser alone, which uses
             the text encoders and the VAE of ``relative``.
-        extra: further tensors.
     """
 
     family: str

@@ -27,6 +27,7 @@ from .files import (
     style_folders,
     style_path,
 )
+from .patches import check_copyable
 from .progress import (
     LatentPreview,
     Progress,
@@ -35,11 +36,14 @@ from .progress import (
 from .sampling import (
     SAMPLERS,
     SCHEDULERS,
+    changes_nothing,
     cosine_sigmas,
     invert,
+    noise_mask,
     released_sigmas,
     sample,
     sampling_sigmas,
+    shows_nothing,
 )
 from .styleshot import (
     StyleShot,
@@ -69,6 +73,8 @@ __all__ = [
     "LatentPreview",
     "Progress",
     "StyleShot",
+    "changes_nothing",
+    "check_copyable",
     "check_invertible",
     "check_learnable",
     "check_styleshot",
@@ -86,6 +92,7 @@ __all__ = [
     "metadata_enabled",
     "model_files",
     "model_path",
+    "noise_mask",
     "open_weights",
     "picture_features",
     "register_folders",
@@ -94,6 +101,7 @@ __all__ = [
     "sampling_sigmas",
     "searched_folders",
     "show_text",
+    "shows_nothing",
     "source_of",
     "style_conditioning",
     "style_files",

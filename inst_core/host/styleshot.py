@@ -17,12 +17,12 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from nodes import ControlNetApplyAdvanced
 
 from ..methods import hed, styleshot
 from ..methods.styleshot import KeyValue, Release, StyleTokens
+from ..portable import shrink
 from .families import family_of
 from .files import load_weights
 
@@ -183,8 +183,7 @@ class StyleShot:
         height, width = pictures.shape[2:]
         scale = LARGEST / (height * width) ** 0.5
         if scale < 1:
-            pictures = interpolate(pictures, (round(height * scale), round(width * scale)), mode="bilinear",
-                                   antialias=True)
+            pictures = shrink(pictures, (round(height * scale), round(width * scale)))
         return hed.contours(detector.model, pictures.float().to(detector.load_device)).cpu()
 
     def controlnet(self, tokens: StyleTokens) -> "StyleControl":

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..style import ALL_LAYERS, LATE_LAYERS
 from . import text as prompts
 from .denoiser import Conditioning, Denoiser
+from .patches import carry_over, check_copyable
 from .style_layers import StyleLayersDenoiser
 
 
@@ -85,21 +86,20 @@ def _repeatable() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark = filling, benchmark
 
 
-def _remade(patcher, socket: str, loader: str):
+def _remade(patcher, socket: str):
     """A copy of a patcher, its LoRAs and patches included, over weights loaded a second time.
 
     What ``clone(force_deepcopy=True)`` does, except that the fresh patcher stays the copy's parent: the host tracks
     loaded models by their patchers and would report a leak if it vanished.
     """
-    if patcher.cached_patcher_init is None:
-        raise ValueError(f"{socket} comes from a loader that cannot make it a second time, so a style cannot be "
-                         f"learned on it. Load it with {loader}.")
+    check_copyable(patcher, socket)
     make, arguments, *index = patcher.cached_patcher_init
     fresh = make(*arguments, disable_dynamic=True)
     for i in index:
         fresh = fresh[i]
     copy = patcher.clone(disable_dynamic=True, model_override=fresh.get_clone_model_override())
     copy.parent, copy.clone_base_uuid = fresh, fresh.clone_base_uuid
+    carry_over(patcher, copy)
     copy.model.requires_grad_(False)
     return copy
 
@@ -118,9 +118,9 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
             plain U-Net.
     """
     with training_mode(), _repeatable():
-        patcher = _remade(model, "model", "Load Checkpoint or Load Diffusion Model")
+        patcher = _remade(model, "model")
         text = clip.clone()
-        text.patcher = _remade(clip.patcher, "clip", "Load Checkpoint or Load CLIP")
+        text.patcher = _remade(clip.patcher, "clip")
         text.cond_stage_model = text.patcher.model
         before = comfy.model_management.in_training
         try:

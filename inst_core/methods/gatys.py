@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .. import color
 from ..memory import is_out_of_memory
+from ..portable import shrink
 from .common import (
     Progress,
     check_batches,
@@ -206,7 +207,7 @@ def resized(picture: Tensor, short_side: int) -> Tensor:
     height, width = picture.shape[2:]
     scale = min(short_side / min(height, width), short_side * math.sqrt(MAX_ASPECT / (height * width)))
     size = [max(MINIMUM, int(side * scale + 1e-6)) for side in (height, width)]
-    return F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False)
+    return shrink(picture, size)
 
 
 def match_luminance(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:

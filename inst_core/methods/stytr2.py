@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..portable import average_pool
 from .common import (
     NORMALISED_VGG,
     Features,
@@ -111,7 +112,7 @@ class Transformer(nn.Module):
 
     def cape(self, tokens: Tensor) -> Tensor:
         """Content-aware positional encoding (section 3.2, Eq. 4): (B, WIDTH, h, w) -> the same shape."""
-        pooled = F.adaptive_avg_pool2d(tokens, CAPE_GRID)
+        pooled = average_pool(tokens, (CAPE_GRID, CAPE_GRID))
         return F.interpolate(self.new_ps(pooled), tokens.shape[2:], mode="bilinear", align_corners=False)
 
 

@@ -30,7 +30,7 @@ def load_inception(state_dict: Mapping[str, Tensor]) -> nn.Module:
 
 def mean_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
     """(n, D) with n >= 2 -> mean (D,) and unbiased covariance (D, D), float64."""
-    features = features.double()
+    features = features.cpu().double()
     mean = features.mean(0)
     centred = features - mean
     return mean, centred.mT @ centred / (len(features) - 1)
@@ -48,10 +48,22 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if min(len(a), len(b)) < 2:
         raise ValueError(f"FID compares sets: it needs at least 2 results and 2 styles, got {len(a)} and {len(b)}.")
     (mean_a, _), (mean_b, _) = mean_covariance(a), mean_covariance(b)
-    roots = [(x.double() - m) / (len(x) - 1) ** 0.5 for x, m in ((a, mean_a), (b, mean_b))]
+    roots = [(x.cpu().double() - m) / (len(x) - 1) ** 0.5 for x, m in ((a, mean_a), (b, mean_b))]
     cross = torch.linalg.svdvals(roots[0] @ roots[1].mT).sum()
     total = sum(root.square().sum() for root in roots)
     return float((mean_a - mean_b).square().sum() + total - 2 * cross)
+
+
+def check_sets(styles: Tensor, results: Tensor) -> None:
+    """Raises ValueError unless FID can be taken of these sets (B, 3, H, W): at least two each, none too small."""
+    if min(len(styles), len(results)) < 2:
+        raise ValueError(f"FID compares sets: it needs at least 2 results and 2 styles, got {len(results)} and "
+                         f"{len(styles)}. Connect batches of them, or set art_inception to none.")
+    for name, pictures in (("style", styles), ("result", results)):
+        height, width = pictures.shape[2:]
+        if min(height, width) < MINIMUM_SIDE:
+            raise ValueError(f"{name} is {width} x {height} px; FID needs at least {MINIMUM_SIDE} px on each side. "
+                             "Scale it up, or set art_inception to none.")
 
 
 def artfid(lpips: float, fid: float) -> float:

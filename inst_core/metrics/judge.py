@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..methods import vgg
 from ..methods.common import check_pictures, luminance
+from ..portable import average_pool
 from . import cfsd, palette, structure, vision
 from .alexnet import AlexNet, Features
-from .artfid import of_sets
+from .artfid import check_sets, of_sets
 from .gram import gram_distance
 from .leakage import leakage
 from .lpips import grey, load_heads, lpips
@@ -123,7 +123,7 @@ class Seen:
         excess = (features.shape[2] * features.shape[3] / POSITIONS**2) ** 0.5
         if excess <= 1:
             return features
-        return F.adaptive_avg_pool2d(features, [max(1, int(s / excess)) for s in features.shape[2:]])
+        return average_pool(features, [max(1, int(s / excess)) for s in features.shape[2:]])
 
 
 class Judge:
@@ -254,6 +254,8 @@ def measure_batches(judge: Judge, content: Tensor, style: Tensor, result: Tensor
         ValueError: batches that do not fit, NaN, results of another aspect than their content.
     """
     _check_batches(content, style, result)
+    if inception is not None:
+        check_sets(style, result)
     measured = Measured([], [], {})
     for i in range(len(result)):
         pictures = content[i % len(content), None], style[i % len(style), None]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..portable import shrink
+
 SIDE = 96  # pictures are compared at about this short side
 TILE = 32
 STRIDE = 16
@@ -17,7 +19,7 @@ FLAT = 0.02  # contrast below which a tile shows nothing that could be recognise
 def _reduced(luminance: Tensor) -> Tensor:
     scale = SIDE / min(luminance.shape[2:])
     size = [max(TILE, round(side * scale)) for side in luminance.shape[2:]]
-    return F.interpolate(luminance, size, mode="bilinear", antialias=True, align_corners=False)
+    return shrink(luminance, size)
 
 
 def _tiles(luminance: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..portable import shrink
 from .palette import color_transfer
 
 Maker = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -13,7 +13,7 @@ def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 3, H, W) to another (height, width), antialiased bilinear."""
     if tuple(picture.shape[2:]) == tuple(size):
         return picture
-    return F.interpolate(picture, tuple(size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    return shrink(picture, size).clamp(0, 1)
 
 
 def covering(picture: Tensor, size: tuple[int, int]) -> Tensor:

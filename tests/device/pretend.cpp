@@ -1,5 +1,5 @@
 // A pretend accelerator for machines without one: its tensors live apart from the CPU's, the CPU does the arithmetic,
-// and an operation that mixes the two fails, as it does on a GPU. It knows no float64, like Apple's GPUs. It registers
+// and an operation that mixes the two fails, as it does on a GPU. It refuses what Apple's GPUs refuse. It registers
 // PyTorch's backend for devices of one's own (PrivateUse1); tests/device/pretend.py builds and loads it.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -17,6 +17,8 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
 #include <torch/library.h>
+
+#include <unordered_set>
 
 namespace {
 
@@ -148,10 +150,42 @@ void check_together(const std::string& name, at::ArrayRef<Tensor> tensors) {
               elsewhere);
 }
 
+// What Apple's GPUs refuse, or refused with a torch that people still have (see inst_core/portable.py): a node needs a
+// way round. float64 is refused where a tensor is made.
+const std::unordered_set<std::string> kMissing = {
+    "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa",  // before torch 2.8
+    "aten::_linalg_eigh", "aten::linalg_eig", "aten::kthvalue", "aten::unique_dim", "aten::grid_sampler_3d",
+};
+
+std::vector<int64_t> integers(const c10::IValue& value) {
+  if (value.isIntList()) return value.toIntVector();
+  std::vector<int64_t> found;
+  for (const c10::IValue& item : value.toListRef()) found.push_back(item.toInt());
+  return found;
+}
+
+void check_available(const std::string& name, at::ArrayRef<c10::IValue> arguments) {
+  TORCH_CHECK(!kMissing.count(name), name, " is missing on the pretend device, as on Apple's GPUs");
+  if (name.find("adaptive_") != std::string::npos && name.find("backward") == std::string::npos) {
+    const Tensor input = arguments[0].toTensor();
+    const auto wanted = integers(arguments[1]);
+    for (size_t i = 0; i < wanted.size(); i++) {
+      int64_t from = input.size(input.dim() - wanted.size() + i);
+      TORCH_CHECK(from % wanted[i] == 0, name, " from ", from, " to ", wanted[i], ": the pretend device pools to divisors"
+                  " only, as Apple's GPUs");
+    }
+  }
+  if (name == "aten::cumsum" || name == "aten::cumprod")
+    TORCH_CHECK(arguments[0].toTensor().scalar_type() != at::kLong, name, " of int64 is missing on the pretend device, as"
+                " on Apple's GPUs before macOS 13.3");
+}
+
 void anything(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const std::string& name = op.schema().operator_name().name;
   std::vector<Tensor> tensors;
-  for (const c10::IValue& value : torch::jit::last(stack, op.schema().arguments().size())) {
+  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
+  check_available(name, arguments);
+  for (const c10::IValue& value : arguments) {
     if (value.isTensor()) tensors.push_back(value.toTensor());
     if (value.isTensorList())
       for (const Tensor& tensor : value.toTensorVector()) tensors.push_back(tensor);

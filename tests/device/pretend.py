@@ -2,9 +2,11 @@
 
     INST_DEVICE=pretend python3 tools/dev.py test tests/host/test_nodes.py
 
+INST_VRAM=LOW_VRAM (or NO_VRAM, HIGH_VRAM) is ComfyUI's --lowvram (--novram, --highvram).
+
 What it finds: tensors left on the wrong device; tensors of the wrong precision, because ComfyUI computes in half
-precision on it (bfloat16: of the two, the one that is quick on a CPU); float64.  What it cannot find: what kernels of a
-real GPU do differently.
+precision on it (bfloat16: of the two, the one that is quick on a CPU); what Apple's GPUs refuse: float64, pooling to
+other sizes than divisors, operations they lack.  What it cannot find: what kernels of a real GPU do differently.
 """
 import hashlib
 import os
@@ -69,7 +71,7 @@ def use(folder: Path) -> None:
 
     management.get_torch_device = management.text_encoder_device = lambda: device
     management.get_free_memory = management.get_total_memory = free
-    management.vram_state = management.set_vram_to = management.VRAMState.NORMAL_VRAM
+    management.vram_state = management.set_vram_to = management.VRAMState[os.environ.get("INST_VRAM", "NORMAL_VRAM")]
     management.soft_empty_cache = lambda force=False: None
     management.device_supports_non_blocking = lambda device: False
     management.get_offload_stream = lambda device: None

@@ -36,6 +36,8 @@ CHOSEN = [
     "host/test_transfer_nodes.py::test_luminance_keeps_the_contents_chroma",
     "host/test_transfer_nodes.py::test_gatys_paints_inside_inference_mode",
     "host/test_compare_nodes.py::test_clip_similarity_comes_with_clip_vision",
+    "host/test_compare_nodes.py::test_metrics_make_a_table_and_json",
+    "host/test_compare_nodes.py::test_wide_pictures_and_sets_are_measured_on_any_device",
     "host/test_compare_nodes.py::test_what_needs_float64_comes_out_of_any_device",
 ]
 
@@ -55,6 +57,21 @@ except RuntimeError as error:
     assert "mixes" in str(error), error
 else:
     raise AssertionError("mixing devices went unnoticed")
+for refused in (lambda: torch.nn.functional.adaptive_avg_pool2d(torch.ones(1, 1, 64, 6, device=device), (18, 6)),
+                lambda: torch.nn.functional.adaptive_max_pool2d(torch.ones(1, 1, 7, 6, device=device), 2),
+                lambda: torch.nn.functional.interpolate(torch.ones(1, 1, 8, 8, device=device), (3, 5), mode="bicubic",
+                                                        antialias=True),
+                lambda: torch.linalg.eigh(torch.eye(2, device=device)),
+                lambda: torch.ones(3, dtype=torch.long, device=device).cumsum(0),
+                lambda: torch.ones(2, device=device).double()):
+    try:
+        refused()
+    except RuntimeError as error:
+        assert "pretend device" in str(error), error
+    else:
+        raise AssertionError("what Apple's GPUs refuse went unnoticed")
+assert torch.nn.functional.adaptive_avg_pool2d(torch.ones(1, 1, 8, 6, device=device), (4, 3)).shape == (1, 1, 4, 3)
+assert torch.ones(3, device=device).cumsum(0)[2].item() == 3
 status = 0
 """
 

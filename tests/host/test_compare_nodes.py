@@ -8,10 +8,11 @@ import pytest
 import torch
 from comfy_api.latest import _io
 from inst_pack.inst_core import color, metrics
-from inst_pack.inst_core.metrics import alexnet, cfsd, lpips
+from inst_pack.inst_core.metrics import alexnet, artfid, cfsd, lpips
 from inst_pack.nodes import compare
 from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
 from safetensors.torch import save_file
+from small_vit import make
 
 
 @pytest.fixture()
@@ -87,15 +88,24 @@ def test_metrics_make_a_table_and_json(lpips_file):
     assert json.loads(given)["trivial"]["unrelated picture"] == pytest.approx(unrelated, abs=1e-5)
 
 
-def test_clip_similarity_comes_with_clip_vision(lpips_file, monkeypatch):
-    class Seen:
-        def __init__(self, pictures):
-            self.embed = torch.nn.functional.normalize(pictures.mean((1, 2)), dim=1)
+@pytest.fixture(scope="module")
+def vit():
+    """A CLIP_VISION of the host with the widths of ViT-L/14."""
+    return make()[1]
 
-    monkeypatch.setattr(compare.host, "picture_features", lambda clip_vision, pictures: Seen(pictures))
-    content, style = image(0) * 0.5, image(1)
-    values = json.loads(InSTMetrics.execute(content, style, style, clip_vision=object(), size=64).result[1])["mean"]
-    assert values["clip_style"] == pytest.approx(1, abs=1e-3) and "csd" not in values
+
+def test_clip_similarity_comes_with_clip_vision(lpips_file, vit):
+    content, style, result = image(0) * 0.5, image(1), image(2)
+
+    def seen(picture):
+        return compare.host.picture_features(vit, picture).image_embed
+
+    values = json.loads(InSTMetrics.execute(content, style, result, clip_vision=vit, size=64).result[1])["mean"]
+    assert values["clip_content"] == pytest.approx(float((seen(result) * seen(content)).sum()), abs=2e-2)
+    assert values["clip_style"] == pytest.approx(float((seen(result) * seen(style)).sum()), abs=2e-2)
+    assert "csd" not in values
+    itself = json.loads(InSTMetrics.execute(content, style, style, clip_vision=vit, size=64).result[1])["mean"]
+    assert itself["clip_style"] == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("measured", [cfsd.cfsd, color.monge_kantorovich, color.whitening_colouring])
@@ -104,6 +114,22 @@ def test_what_needs_float64_comes_out_of_any_device(measured):
     device = comfy.model_management.get_torch_device()
     pair = [torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     torch.testing.assert_close(measured(*(x.to(device) for x in pair)).cpu(), measured(*pair))
+
+
+def test_wide_pictures_and_sets_are_measured_on_any_device(lpips_file):
+    """Apple's GPUs pool to divisors only, which 31 x 63 places have none of, and know no float64 for FID."""
+    device = comfy.model_management.get_torch_device()
+
+    def measured(device):
+        judge = metrics.Judge(metrics.load_networks(lpips_file, device))
+        pictures = [x.movedim(-1, 1) for x in (image(0, 1, 520, 1030), image(1), image(2, 1, 520, 1030))]
+        eye = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3)).to(device)
+        for parameter in eye.parameters():
+            torch.nn.init.eye_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
+        sets = [image(i, 3, 80, 80).movedim(-1, 1).split(1) for i in (3, 4)]
+        return judge.pair(*pictures[:2]).measure(pictures[2]) | artfid.of_sets(eye, *sets, 0.5)
+
+    assert measured(device) == pytest.approx(measured(torch.device("cpu")), rel=1e-3, abs=1e-4)
 
 
 def test_a_missing_file_is_named_with_the_way_to_get_it():

@@ -1,14 +1,19 @@
 """What people wire around the nodes: each thing changes the result, and only as it should."""
 import comfy.samplers
+import comfy_extras.nodes_post_processing  # noqa: F401  the host imports nodes_latent through it, in a circle
 import pytest
 import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
 from comfy_extras.nodes_freelunch import FreeU_V2
+from comfy_extras.nodes_latent import LatentBatch, LatentBatchSeedBehavior
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_rebatch import LatentRebatch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.inst_core.style import Style, save_style
+from inst_pack.nodes.color import InSTMatchColor
 from inst_pack.nodes.inversion import InSTSample, InSTStochasticInvert
 from inst_pack.nodes.style import InSTStyleConditioning
 
@@ -164,6 +169,20 @@ def test_an_inpainting_latent(small, pictures):
     assert differ(out[..., :6], latent["samples"][..., :6])
 
 
+def test_colours_outside_a_mask_stay_through_matching_and_sampling(wired):
+    """Set Latent Noise Mask -> Match Latent Color -> InST Sample: outside it is the photograph's own latent."""
+    model, _, positive, negative = wired
+    photograph, painting = content(2, 8, 16), {"samples": content(1, 6, 6)["samples"] * 2 + 1}
+    masked = host_nodes.SetLatentNoiseMask().set_mask(photograph, left_half())[0]
+    matched = InSTMatchColor.execute(masked, painting, "mk", 1.0).result[0]
+    assert torch.equal(matched["samples"][..., 9:], photograph["samples"][..., 9:])
+    assert torch.equal(matched["samples"][..., :7], InSTMatchColor.execute(photograph, painting, "mk",
+                                                                          1.0).result[0]["samples"][..., :7])
+    out = sample(model, positive, negative, matched)
+    assert torch.equal(out[..., 9:], photograph["samples"][..., 9:])
+    assert differ(out[..., :8], photograph["samples"][..., :8])
+
+
 @pytest.mark.parametrize("kind", ["area", "mask"])
 def test_a_style_in_one_region_only(wired, kind):
     """Conditioning (Set Area) or (Set Mask), then Combine: the other region is as without the style."""
@@ -277,6 +296,97 @@ def test_every_frame_has_its_own_inversion_noise(wired):
     part = host_nodes.LatentFromBatch().frombatch(still, 2, 2)[0]
     close(sample(model, positive, negative, part, noise=noise), whole[2:])
     close(sample(model, positive, negative, part), whole[2:])  # inverted apart: the same, too
+
+
+def from_batch(latent: dict, start: int, length: int) -> dict:
+    return host_nodes.LatentFromBatch().frombatch(latent, start, length)[0]
+
+
+def rebatched(latent: dict, size: int) -> list[dict]:
+    return LatentRebatch.execute([latent], [size]).result[0]
+
+
+def joined(first: dict, second: dict) -> dict:
+    return LatentBatch.execute(first, second).result[0]
+
+
+def repeated(latent: dict, amount: int) -> dict:
+    return host_nodes.RepeatLatentBatch().repeat(latent, amount)[0]
+
+
+def fixed(latent: dict) -> dict:
+    return LatentBatchSeedBehavior.execute(latent, "fixed").result[0]
+
+
+# Stock nodes that regroup four photographs; which of them come out.
+REGROUPED = {
+    "part": (lambda four: from_batch(four, 1, 3), [1, 2, 3]),
+    "part of a part": (lambda four: from_batch(from_batch(four, 1, 3), 1, 2), [2, 3]),
+    "rebatched": (lambda four: rebatched(four, 3)[-1], [3]),
+    "joined, swapped": (lambda four: joined(from_batch(four, 3, 1), from_batch(four, 1, 1)), [3, 1]),
+    "item repeated": (lambda four: repeated(from_batch(four, 2, 1), 3), [2, 2, 2]),
+    "all repeated": (lambda four: repeated(four, 2), [0, 1, 2, 3, 0, 1, 2, 3]),
+    "fixed": (fixed, [0, 1, 2, 3]),
+    "fixed, then a part": (lambda four: from_batch(fixed(four), 2, 2), [2, 3]),
+    "two without index": (lambda four: joined(*({"samples": four["samples"][i:i + 1]} for i in (0, 2))), [0, 2]),
+}
+
+
+@pytest.fixture()
+def quick(small):
+    """The small MODEL without its network, and a conditioning."""
+    model = small[0].clone()
+    model.set_model_unet_function_wrapper(dull)
+    return model, [[torch.zeros(1, 77, 768), {}]]
+
+
+@pytest.mark.parametrize("regroup, which", REGROUPED.values(), ids=REGROUPED)
+def test_stock_batch_nodes_keep_each_photograph_its_noise(quick, regroup, which):
+    """Between the inversion and the sampler."""
+    model, prompt = quick
+    four = content(4)
+    noise = invert(model, prompt, four)
+    latent = regroup(four)
+    assert torch.equal(latent["samples"], four["samples"][which])
+    assert torch.equal(noise.generate_noise(latent), noise.noise[which])
+    whole = sample(model, prompt, prompt, four, noise=noise)
+    close(sample(model, prompt, prompt, latent, noise=noise), whole[which])
+
+
+@pytest.mark.parametrize("regroup, which", REGROUPED.values(), ids=REGROUPED)
+def test_an_inversion_of_regrouped_photographs_agrees_with_itself(quick, regroup, which):
+    """Both outputs of Stochastic Invert Latent start the sampler at the same place, and so does InST Sample alone."""
+    model, prompt = quick
+    latent = regroup(content(4))
+    noise, noised = InSTStochasticInvert.execute(model, prompt, latent, STRENGTH, 0, "matched").result
+    sampling, format_ = model.get_model_object("model_sampling"), model.model
+    start = sampling.noise_scaling(torch.tensor(noise.sigma), noise.generate_noise(latent),
+                                   format_.process_latent_in(latent["samples"]))
+    close(start, format_.process_latent_in(noised["samples"]))
+    assert torch.equal(sample(model, prompt, prompt, latent), sample(model, prompt, prompt, latent, noise=noise))
+
+
+def test_pieces_sampled_apart_equal_the_whole(quick):
+    """Five photographs as 3 + 2, each piece inverted by InST Sample itself: as with stock samplers."""
+    model, prompt = quick
+    whole = sample(model, prompt, prompt, content(5))
+    close(torch.cat([sample(model, prompt, prompt, piece) for piece in rebatched(content(5), 3)]), whole)
+
+
+def test_context_windows_show_each_frame_its_own_noise(quick):
+    """Frames in windows of two, with and without the noise mask of a part: the same as all at once."""
+    model, prompt = quick
+    frames = content(4)
+    noise = invert(model, prompt, frames)
+    windowed = ContextWindowsManualNode.execute(model, 2, 1, "standard_static", 1, False, "flat", 0, False).result[0]
+    close(sample(windowed, prompt, prompt, frames, noise=noise), sample(model, prompt, prompt, frames, noise=noise))
+
+
+def test_a_photograph_that_was_not_inverted_is_an_error(quick):
+    model, prompt = quick
+    noise = invert(model, prompt, from_batch(content(4), 0, 2))
+    with pytest.raises(ValueError, match=r"inverted from latents \[0, 1\].*asks for latent 3, which is none of them"):
+        sample(model, prompt, prompt, from_batch(content(4), 3, 1), noise=noise)
 
 
 def test_tiled_vae(small, pictures):

@@ -2,7 +2,7 @@
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, SamplerCustomAdvanced
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.nodes.inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
@@ -162,11 +162,98 @@ def test_cosine_scheduler_levels(small):
     assert float(part[0]) == pytest.approx(float(level_of(small[0], 0.5))) and len(part) == 5
 
 
-@pytest.mark.parametrize("strength", [0.0, -0.1, 1.2])
+@pytest.mark.parametrize("strength", [-0.1, 1.2, float("nan")])
 def test_strength_outside_its_range_is_refused(small, prompts, strength):
     for run in (sample, invert):
-        with pytest.raises(ValueError, match=f"strength is {strength}; it must lie above 0"):
+        with pytest.raises(ValueError, match=f"strength is {strength}; it must lie between 0 and 1"):
             run(small[0], prompts, strength=strength)
+
+
+def unasked(model):
+    """The MODEL with a network that must not be asked."""
+    def fail(apply, call):
+        raise AssertionError("the model was asked")
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(fail)
+    return model
+
+
+@pytest.mark.parametrize("timing", ["matched", "released"])
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_strength_zero_returns_the_photograph(small, prompts, timing, steps):
+    """As denoise 0 of stock samplers does, masks and indices included, without asking the model."""
+    model, latent = unasked(small[0]), {**content(2), "batch_index": [3, 5], "noise_mask": torch.ones(1, 1, 64, 64)}
+    out = InSTSample.execute(model, *prompts, latent, steps, 3.0, "euler", "normal", 0.0, 0, timing).result[0]
+    assert out.keys() == latent.keys() and torch.equal(out["samples"], latent["samples"])
+    noise, noised = invert(model, prompts, latent, strength=0.0, timing=timing)
+    assert torch.equal(noised["samples"], latent["samples"]) and noise.sigma == 0
+    assert noise.generate_noise(latent).std() == pytest.approx(1, abs=0.2)  # as random as stock samplers would have it
+    connected = sample(model, prompts, latent, strength=0.0, timing=timing, noise=invert(small[0], prompts, latent)[0])
+    assert torch.equal(connected, latent["samples"])
+
+
+@pytest.mark.parametrize("sigmas", [torch.zeros(0), torch.zeros(1)], ids=["none", "0"])
+def test_levels_with_nothing_to_do_return_the_photograph(small, prompts, sigmas):
+    """Basic Scheduler gives none at denoise 0, Split Sigmas a single 0 behind the last step."""
+    model = unasked(small[0])
+    noise, noised = invert(model, prompts, sigmas=sigmas)
+    assert torch.equal(noised["samples"], content()["samples"])
+    assert torch.equal(sample(model, prompts, sigmas=sigmas), content()["samples"])
+    guider = CFGGuider.execute(model, *prompts, CFG).result[0]
+    euler = comfy.samplers.sampler_object("euler")
+    if len(sigmas) == 0:
+        out = SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, content()).result[0]
+        assert torch.equal(out["samples"], content()["samples"])
+
+
+def test_the_cosine_scheduler_at_denoise_zero_is_empty_as_the_hosts(small):
+    own = InSTCosineScheduler.execute(small[0], 8, 0.0).result[0]
+    stock = BasicScheduler.execute(small[0], "normal", 8, 0.0).result[0]
+    assert own.shape == stock.shape == (0,)
+    with pytest.raises(ValueError, match="denoise is 1e-12, whose level"):
+        host.cosine_sigmas(small[0], 8, 1e-12)
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+@pytest.mark.parametrize("steps, strength", [(50, 0.01), (50, 0.04), (800, 0.7), (1000, 0.99), (10000, 0.3)])
+def test_levels_or_an_error_come_at_once(small, monkeypatch, scheduler, steps, strength):
+    """Counted in what the host computes, not in seconds: no more than a dozen runs of a thousand levels."""
+    stock, asked = comfy.samplers.calculate_sigmas, []
+    monkeypatch.setattr(comfy.samplers, "calculate_sigmas", lambda s, name, n: asked.append(n) or stock(s, name, n))
+    try:
+        sigmas = host.sampling_sigmas(small[0], scheduler, steps, strength)
+        assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+        assert float(sigmas[0]) == pytest.approx(float(level_of(small[0], strength)))
+    except ValueError as error:
+        assert scheduler in ("simple", "ddim_uniform", "beta") and f"steps is {steps}, but scheduler" in str(error)
+    assert sum(asked) < 15 * 1024 and len(asked) <= 25
+
+
+def test_cancel_is_heard_while_levels_are_looked_for(small):
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        host.sampling_sigmas(small[0], "normal", 50, 0.1)
+
+
+@pytest.mark.parametrize("node, warned", [(0.6, True), (1.0, False)])
+def test_an_empty_latent_below_full_strength_is_warned_of(small, prompts, caplog, node, warned):
+    empty = host_nodes.EmptyLatentImage().generate(64, 64)[0]
+    sample(small[0], prompts, empty, strength=node)
+    assert ("InST Sample: latent is empty" in caplog.text) is warned
+    invert(small[0], prompts, empty, strength=node)
+    assert ("Stochastic Invert Latent: latent is empty" in caplog.text) is warned
+    caplog.clear()
+    sample(small[0], prompts, strength=0.6)
+    assert "is empty" not in caplog.text
+
+
+def test_an_empty_latent_becomes_what_the_model_takes(small, prompts):
+    """Its notes about its own size stay inside, as in stock samplers."""
+    empty = host_nodes.EmptyLatentImage().generate(64, 64)[0]
+    out = InSTSample.execute(small[0], *prompts, {**empty, "downscale_ratio_spacial": 16}, 2, 1.0, "euler", "normal",
+                             1.0, 0, "matched").result[0]
+    assert out["samples"].shape == (1, 4, 16, 16) and "downscale_ratio_spacial" not in out
 
 
 def test_other_bad_input_is_named(small, prompts):
@@ -177,5 +264,5 @@ def test_other_bad_input_is_named(small, prompts):
         sample(model, prompts, content(1, 12, 8), noise=invert(model, prompts)[0])
     with pytest.raises(ValueError, match="inverted at sigma .* but sampling starts at"):
         sample(model, prompts, strength=0.4, noise=invert(model, prompts)[0])
-    with pytest.raises(ValueError, match="sigmas is empty or starts at 0"):
-        invert(model, prompts, sigmas=torch.tensor([0.0]))
+    with pytest.raises(ValueError, match="steps is 1001: released timing divides 1000"):
+        invert(model, prompts, timing="released", steps=1001)

@@ -47,6 +47,17 @@ def test_amount_blends():
     torch.testing.assert_close(half, (content + full) / 2)
 
 
+def test_outside_a_mask_colours_stay():
+    content, style = picture(1), picture(2)
+    mask = torch.zeros(1, 1, *content.shape[2:])
+    mask[..., :3], mask[..., 3:4] = 1, 0.5
+    for method in ("adain", "mk", "wct"):
+        out, full = match_color(content, style, method, 0.8, mask), match_color(content, style, method, 0.8)
+        assert torch.equal(out[..., 4:], content[..., 4:])
+        torch.testing.assert_close(out[..., :3], full[..., :3])
+        torch.testing.assert_close(out[..., 3], (content[..., 3] + full[..., 3]) / 2)
+
+
 def test_a_flat_picture_gives_no_nan():
     for method in ("adain", "mk", "wct"):
         out = match_color(torch.ones(1, 4, 6, 6), picture(1, (1, 4, 6, 6)), method)

@@ -2,7 +2,8 @@
 import pytest
 import torch
 from inst_pack.inst_core import grid as module
-from inst_pack.inst_core.grid import Lettering, arranged, cropped, grid, plain, scaled_size
+from inst_pack.inst_core.grid import arranged, cropped, grid, scaled_size
+from inst_pack.inst_core.lettering import Lettering
 
 
 def flat(red: float, height: int = 40, width: int = 40) -> torch.Tensor:
@@ -48,21 +49,6 @@ def test_labels_are_beside_their_rows_and_columns():
     assert beside[:64].any() and not beside[64:].any()
     columns, rows = first.any(0).nonzero().flatten().float(), beside.any(1).nonzero().flatten().float()
     assert abs(columns.mean() - 31.5) < 3 and abs(rows.mean() - 31.5) < 4  # centred
-
-
-def test_letters_are_whole_and_long_labels_end_in_dots():
-    lettering = Lettering(24)
-    drawn = lettering.draw("Agjpq|", 200) < 0.5
-    assert not drawn[0, 0].any() and not drawn[0, -1].any() and drawn.any()
-    assert lettering.shortened("a very long label indeed", 80).endswith("...")
-    assert lettering.width(lettering.shortened("a very long label indeed", 80)) <= 80
-    assert lettering.shortened("short", 200) == "short"
-
-
-@pytest.mark.parametrize("text, expected", [("StyTr\u00b2", "StyTr2"), ("caf\u00e9", "cafe"), ("abc", "abc"),
-                                            ("\u6d4b", "?")])
-def test_letters_that_the_font_lacks(text, expected):
-    assert plain(text) == expected
 
 
 def test_very_wide_pictures_are_made_smaller():

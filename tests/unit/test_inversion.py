@@ -1,8 +1,11 @@
 """Stochastic inversion in every parametrisation, and the NOISE it hands on."""
+import random
+
 import pytest
 import torch
 from inst_pack.inst_core.inversion import (
     InversionNoise,
+    fingerprints,
     fresh_noise,
     noise_between,
     released_timesteps,
@@ -104,12 +107,108 @@ def test_released_levels_outside_their_range_are_refused(strength):
         released_timesteps(strength, 50)
 
 
-def test_noise_repeats_over_batches_and_honours_batch_index():
-    noise = InversionNoise(0, draw(0), 1.0)
-    repeated = noise.generate_noise({"samples": torch.zeros(5, *SIZE[1:])})
-    assert torch.equal(repeated, draw(0)[[0, 1, 0, 1, 0]])
-    picked = noise.generate_noise({"samples": torch.zeros(1, *SIZE[1:]), "batch_index": [1]})
-    assert torch.equal(picked, draw(0)[1:])
+# ---- whose noise it is ----
+
+def pictures(*which: int) -> torch.Tensor:
+    """Latents that differ by the number they are filled with."""
+    return torch.tensor(which, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, *SIZE[1:])
+
+
+def made_for(which, batch_index=None) -> InversionNoise:
+    """A NOISE whose row for picture k is filled with 10 k, plus its place for repeated pictures."""
+    rows = pictures(*(10 * k + list(which)[:place].count(k) for place, k in enumerate(which)))
+    index = None if batch_index is None else tuple(batch_index)
+    return InversionNoise(0, rows, 1.0, index, fingerprints(pictures(*which)))
+
+
+def given(noise: InversionNoise, which, batch_index=None) -> list[int]:
+    latent = {"samples": pictures(*which)} | ({} if batch_index is None else {"batch_index": list(batch_index)})
+    return noise.generate_noise(latent)[:, 0, 0, 0].int().tolist()
+
+
+@pytest.mark.parametrize("inverted, known, which, index, expected", [
+    ((1, 2), (1, 2), (1, 2), (1, 2), [10, 20]),  # Latent From Batch 1, 2 of four
+    ((1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 2, 3), [10, 20, 30]),
+    ((0, 1, 2, 3), None, (3, 1), (3, 1), [30, 10]),  # Latent Batch of items 3 and 1
+    ((0, 1, 2, 3, 4), None, (3, 4), (3, 4), [30, 40]),  # Rebatch's last piece
+    ((0, 1, 2, 3), None, (2, 2, 2), (2, 3, 4), [20, 20, 20]),  # Repeat Latent Batch of item 2
+    ((5, 6), (0, 0), (5, 6), (0, 0), [50, 60]),  # Latent Batch of two photographs
+    ((5, 6), (0, 0), (6,), (0,), [60]),  # and the second of them alone
+    ((0, 1, 2, 3), None, (0, 1, 2, 3), (0, 0, 0, 0), [0, 10, 20, 30]),  # seed behaviour: fixed
+    ((0, 1, 2, 3), None, (2, 3), (2, 2), [20, 30]),  # a part, then fixed
+    ((0, 1), None, (1, 0, 1), None, [10, 0, 10]),  # reordered pictures
+    ((7,), None, (7, 7, 7), None, [70, 70, 70]),
+    ((7, 7, 7), None, (7, 7), None, [70, 71]),  # a repeated still: in order
+    ((7, 7, 7), None, (7, 7), (1, 2), [71, 72]),  # its frames 1 and 2
+    ((7, 7, 7), None, (7, 7, 7), (0, 0, 0), [70, 71, 72]),
+    ((7, 7), (4, 5), (7,), (5,), [71]),
+])
+def test_each_latent_gets_its_own_noise(inverted, known, which, index, expected):
+    assert given(made_for(inverted, known), which, index) == expected
+
+
+@pytest.mark.parametrize("known, index, expected", [
+    (None, None, [0, 10, 0]),  # order, repeated
+    ((3, 1), (1, 3, 1), [10, 0, 10]),
+    ((3, 1), (3, 1), [0, 10]),
+    ((3, 1), (1,), [10]),
+    ((0, 0), (0, 0), [0, 10]),
+    (None, (0, 0), [0, 10]),
+])
+def test_latents_that_were_changed_since_are_known_by_their_place(known, index, expected):
+    """Match Latent Color between the inversion and the sampler, for instance."""
+    changed = [100 + i for i in range(len(expected))]
+    assert given(made_for((0, 1), known), changed, index) == expected
+
+
+@pytest.mark.parametrize("inverted, known, which, index", [
+    ((1, 2), (1, 2), (0,), (0,)),
+    ((0, 1), None, (2,), (2,)),
+    ((0, 1), (0, 0), (100,), (0,)),  # two photographs of index 0, changed since
+    ((7, 7), (0, 1), (7,), (5,)),  # another frame of the still
+])
+def test_a_latent_without_noise_is_an_error(inverted, known, which, index):
+    with pytest.raises(ValueError, match=rf"asks for latent {index[0]}, which is .* of them.*leave noise"):
+        given(made_for(inverted, known), which, index)
+
+
+def test_any_list_of_any_batch_gets_its_own_noise():
+    """Whatever nodes stand between: pictures tell whose noise it is, with indices that are right, fixed or missing."""
+    for seed in range(200):
+        draw = random.Random(seed)
+        inverted = draw.sample(range(1000), draw.randint(1, 9))
+        known = draw.choice([None, draw.sample(range(50), len(inverted)), [draw.randrange(9)] * len(inverted)])
+        places = [draw.randrange(len(inverted)) for _ in range(draw.randint(1, 12))]
+        index = draw.choice([None, [(known or range(99))[p] for p in places], [draw.randrange(9)] * len(places)])
+        which = [inverted[p] for p in places]
+        assert given(made_for(inverted, known), which, index) == [10 * k for k in which], seed
+
+
+def test_any_frames_of_a_still_get_their_own_noise():
+    for seed in range(200):
+        draw = random.Random(seed)
+        known = draw.sample(range(40), draw.randint(1, 9))
+        index = draw.sample(known, draw.randint(1, len(known)))
+        expected = [70 + known.index(i) for i in index]
+        assert given(made_for([7] * len(known), known), [7] * len(index), index) == expected, seed
+
+
+def test_precision_and_memory_layout_do_not_hide_whose_it_is():
+    which = torch.randn(3, *SIZE[1:], generator=torch.Generator().manual_seed(0)).half()
+    noise = InversionNoise(0, draw(1)[[0, 1, 0]], 1.0, None, fingerprints(which))
+    turned = which.float()[[2]].to(memory_format=torch.channels_last)
+    assert torch.equal(noise.generate_noise({"samples": turned}), noise.noise[2:])
+
+
+@pytest.mark.parametrize("index", [[0], [0, 1, 2], [0, -1]])
+def test_indices_that_do_not_fit_the_batch_are_refused(index):
+    with pytest.raises(ValueError, match="latent holds 2 pictures, its batch_index is.*Seed Behavior"):
+        given(made_for((0, 1)), (0, 1), index)
+
+
+def test_far_indices_get_the_draw_they_name():
+    noise = fresh_noise((1, 1, 1, 1), 0, [4999])
+    assert torch.equal(noise, fresh_noise((5000, 1, 1, 1), 0)[-1:])
 
 
 def test_noise_of_another_size_is_refused_with_both_sizes():

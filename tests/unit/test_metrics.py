@@ -196,6 +196,19 @@ def test_inception_is_recognised_and_small_pictures_are_refused():
         artfid.of_sets(constant, [noise(0, 60, 80)], [noise(0, 60, 80)], 0.0)
 
 
+@pytest.mark.parametrize("styles, results, message", [
+    ((1, 100, 100), (2, 100, 100), "at least 2 results and 2 styles, got 2 and 1"),
+    ((1, 100, 100), (1, 100, 100), "got 1 and 1.*art_inception to none"),
+    ((2, 60, 100), (2, 100, 100), "style is 100 x 60 px; FID needs"),
+    ((2, 100, 100), (2, 100, 74), "result is 74 x 100 px; FID needs"),
+])
+def test_sets_that_fid_cannot_use_are_refused_before_anything_is_measured(styles, results, message):
+    judge = metrics.Judge(None)  # has nothing to measure with
+    styles, results = (torch.zeros(n, 3, h, w) for n, h, w in (styles, results))
+    with pytest.raises(ValueError, match=message):
+        metrics.measure_batches(judge, results[:1], styles, results, inception=nn.Identity())
+
+
 # ---- leakage ----
 
 def test_leakage_is_alarmed_by_parts_of_the_style_only():

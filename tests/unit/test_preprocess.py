@@ -47,6 +47,13 @@ def test_nan_pixels_are_named():
         as_rgb(image)
 
 
+@pytest.mark.parametrize("pictures, count", [(20, 16), (3, 1), (17, 16)])
+def test_no_picture_is_left_out_of_the_crops(pictures, count):
+    levels = (torch.arange(pictures) / pictures).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
+    crops = random_crops(levels, 16, count, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(crops.mean((1, 2, 3)).sort().values, levels[:, 0, 0, 0])
+
+
 def test_crops_show_parts_of_every_picture_at_several_scales():
     ramp = torch.linspace(0, 1, 200).view(1, 1, 200, 1).expand(1, 100, 200, 3)
     pictures = torch.cat([ramp, ramp * 0 + 0.5])
