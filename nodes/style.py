@@ -3,7 +3,8 @@ from comfy_api.latest import io, ui
 
 from ..inst_core import host, official, preprocess, saving
 from ..inst_core.encoders import ENCODERS
-from ..inst_core.learning import START_WORDS, final_vectors
+from ..inst_core.learning import final_vectors
+from ..inst_core.recipes import START_WORDS
 from ..inst_core.strength import SHAPES, Course
 from ..inst_core.style import Style, check_fits, load_style, thumbnail
 from .sockets import CATEGORY, InstStyle, seed_input

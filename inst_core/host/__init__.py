@@ -2,7 +2,8 @@
 
 ``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
 prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
-models that can be differentiated. ``styleshot``: StyleShot's networks and attention patches.
+models that can be differentiated. ``learning``: a style learned on them. ``styleshot``: StyleShot's networks and
+attention patches.
 """
 from .families import (
     PAPER_FAMILY,
@@ -27,9 +28,11 @@ from .files import (
     style_folders,
     style_path,
 )
+from .learning import learn, look_at, make_encoder
 from .patches import check_copyable
 from .progress import (
     LatentPreview,
+    LearningView,
     Progress,
     show_text,
 )
@@ -59,6 +62,7 @@ from .text import (
     word_vectors,
 )
 from .training import (
+    check_layers,
     make_room,
     training_mode,
     training_session,
@@ -71,11 +75,13 @@ __all__ = [
     "SCHEDULERS",
     "TRANSFER_FOLDER",
     "LatentPreview",
+    "LearningView",
     "Progress",
     "StyleShot",
     "changes_nothing",
     "check_copyable",
     "check_invertible",
+    "check_layers",
     "check_learnable",
     "check_styleshot",
     "controlled",
@@ -87,7 +93,10 @@ __all__ = [
     "file_fingerprint",
     "invert",
     "label_of_encoders",
+    "learn",
     "load_weights",
+    "look_at",
+    "make_encoder",
     "make_room",
     "metadata_enabled",
     "model_files",

@@ -4,11 +4,14 @@ import gc
 import pytest
 import torch
 from inst_pack.inst_core import host
+from inst_pack.inst_core.bank import Batch, held_out_bank
 from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
-from inst_pack.inst_core.learning import Painting, Room, Settings, backward, held_out_loss, learn_style
-from inst_pack.inst_core.objective import Batch, noise_error
+from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss, learn_style
+from inst_pack.inst_core.objective import squared_error
+from inst_pack.inst_core.recipes import FAITHFUL, Recipe, choose_recipe
 
 STEPS = 16
+QUICK = Recipe(tokens=2, steps=3, rate=5e-3, batch=2)
 
 
 def views() -> torch.Tensor:
@@ -29,8 +32,8 @@ def encoder_for(clip, name: str, tokens: int = 2):
     return build_encoder(name, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
 
 
-def nothing(step, samples, loss, denoised):
-    pass
+def held_out(session, encoder, seen: Painting) -> float:
+    return held_out_loss(session, encoder, seen.features, held_out_bank(seen.whole), Room(1))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -38,11 +41,10 @@ def test_learning_lowers_a_held_out_loss(small, name, rounding):
     model, clip, _ = small
     with host.training_mode():
         encoder, seen = encoder_for(clip, name), painting(features())
-        settings = Settings(STEPS, 1e-2 if name == "direct" else 2e-3)
-        tokens = 1 if ENCODERS[name].faithful else 2
-        with host.training_session(model, clip, "*", tokens) as session:
-            learned = learn_style(session, encoder, seen, settings, nothing)
-            again = held_out_loss(session, encoder, seen, Room(1))
+        recipe = choose_recipe(name, 2, STEPS, 4, 1e-2 if name == "direct" else 2e-3)
+        with host.training_session(model, clip, "*", 1 if name in FAITHFUL else 2) as session:
+            learned = learn_style(session, encoder, seen, recipe)
+            again = held_out(session, encoder, seen)
     assert learned.kept < learned.checks[0].loss * 0.995
     assert again == pytest.approx(learned.kept, rel=max(1e-5, rounding(model)))
     assert len(learned.losses) == STEPS and not learned.vectors["clip_l"].is_inference()
@@ -58,14 +60,14 @@ def test_the_gradient_agrees_with_a_finite_difference(small, rounding):
         batch = Batch(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2)),
                       torch.tensor([0.3, 0.7]))
         with host.training_session(model, clip, "a house, *", 2) as session:
-            backward(session, encoder, None, batch, None, Room(2))
+            backward(session, encoder, None, batch, 0, 2.0**16, Room(2))
             vectors = encoder.vectors["clip_l"]
             direction = vectors.grad / vectors.grad.norm()
 
             def loss(offset: float) -> float:
                 with torch.no_grad():
                     moved = {"clip_l": vectors + offset * direction}
-                    error, _ = noise_error(session.denoiser, batch, session.text.encode(moved), session.device)
+                    error, _ = squared_error(session.denoiser, batch, session.text.encode(moved), session.device)
                     return error.double().mean().item()
 
             step = 2e-3
@@ -80,8 +82,8 @@ def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
         with host.training_mode():
             encoder = encoder_for(clip, "paper", 1)
             with host.training_session(model, clip, "*", 1) as session:
-                return learn_style(session, encoder, painting(features()),
-                                   Settings(3, 1e-3, 2, seed), nothing).vectors["clip_l"]
+                recipe = choose_recipe("paper", steps=3, batch=2, rate=1e-3, seed=seed)
+                return learn_style(session, encoder, painting(features()), recipe).vectors["clip_l"]
 
     before = torch.random.get_rng_state()
     first = learn(5)
@@ -96,7 +98,7 @@ def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
         encoder = encoder_for(clip, "direct")
         for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
             with host.training_session(model, clip, prompt, 2) as session:
-                learned = learn_style(session, encoder, painting(), Settings(2, 1e-2, 1), nothing)
+                learned = learn_style(session, encoder, painting(), QUICK)
             assert learned.losses[0] > 0
 
 
@@ -108,7 +110,7 @@ def test_a_lora_is_seen_while_learning(small):
     losses = []
     for model_, clip_ in ((model, clip), patched, (patched[0], clip), (model, patched[1])):
         with host.training_mode(), host.training_session(model_, clip_, "*", 2) as session:
-            losses.append(held_out_loss(session, encoder_for(clip, "direct"), painting(), Room(1)))
+            losses.append(held_out(session, encoder_for(clip, "direct"), painting()))
     assert len(set(losses)) == 4
 
 
@@ -134,15 +136,15 @@ def test_nothing_leaks_into_the_users_models(small, accident):
     before = picture_of(model, clip, vae)
     weights = {k: v.cpu().clone() for k, v in model.model.state_dict().items()}
 
-    def report(step, samples, loss, denoised):
-        if accident and step == 2:
+    def report(step):
+        if accident and step.done == 2:
             raise accident("half-way")
 
     try:
         with host.training_mode():
             encoder = encoder_for(clip, "direct")
             with host.training_session(model, clip, "*", 2) as session:
-                learn_style(session, encoder, painting(), Settings(3, 1e-2, 1), report)
+                learn_style(session, encoder, painting(), QUICK, report)
     except (ValueError, Stop):
         assert accident
     assert not comfy.model_management.in_training
@@ -162,7 +164,7 @@ def test_memory_is_flat_over_repeated_runs(small):
     counts = []
     for _ in range(20):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
-            learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2, 1), nothing)
+            learn_style(session, encoder_for(clip, "direct"), painting(), QUICK)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
     assert len(set(counts[1:])) == 1
 
@@ -204,6 +206,10 @@ def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
     shown._previewer = Grey()
     strip = shown(torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 8, 8) * 10)
     assert strip.size == (32, 8) and [strip.getpixel((8 * i, 0))[0] for i in range(4)] == [0, 10, 20, 30]
+    below = host.progress.caption(strip, host.progress.CAPTION)
+    assert below.size == (512, 128 + host.progress.CAPTION_HEIGHT)
+    written = torch.frombuffer(bytearray(below.crop((0, 128, *below.size)).tobytes()), dtype=torch.uint8)
+    assert 0.02 < float((written < 128).float().mean()) < 0.5  # black letters on white
 
 
 def test_words_to_start_from_have_the_length_of_words(small):
