@@ -191,7 +191,7 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
             run.losses.append(loss)
 
             last = run.out_of_time or step == recipe.steps
-            if last or step % recipe_checks(recipe) == 0:
+            if last or step % steps_between_checks(recipe) == 0:
                 run.note_check(within_memory(check))
             report(run.progress(denoised))
             if last or run.converged:
@@ -279,7 +279,7 @@ ENDINGS = {"converged": "converged", "finished": "finished", "time limit": "stop
            "stopped": "stopped early"}
 
 
-def recipe_checks(recipe: Recipe) -> int:
+def steps_between_checks(recipe: Recipe) -> int:
     """Steps between two checks of the held-out loss."""
     return max(1, CHECK_SAMPLES // recipe.batch, recipe.steps // MOST_CHECKS)
 

@@ -162,7 +162,7 @@ def test_memory_is_flat_over_repeated_runs(small):
         return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
     counts = []
-    for _ in range(20):
+    for _ in range(6):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
             learn_style(session, encoder_for(clip, "direct"), painting(), QUICK)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))

@@ -109,3 +109,8 @@ def test_parts_of_a_batch_are_the_batch():
 def test_the_held_out_bank_is_the_same_for_ever_and_at_the_levels_that_are_learned(strongest):
     assert torch.equal(held_out_bank(VIEWS).noise, held_out_bank(VIEWS + 1).noise)
     assert held_out_bank(VIEWS, strongest).time.tolist() == pytest.approx([(i + 0.5) / 8 * strongest for i in range(8)])
+
+
+def test_held_out_losses_can_be_compared_between_versions():
+    assert held_out_bank(torch.zeros(1, 4, 1, 1)).noise[0].flatten().tolist() == pytest.approx(
+        [0.230723, -1.814697, -0.691086, -0.892924], abs=1e-5)
