@@ -152,7 +152,11 @@ class InSTGatysStyleTransfer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vgg_name) -> bool | str:
+    def validate_inputs(cls, vgg_name, style_layers=STYLE_LAYERS) -> bool | str:
+        try:
+            gatys.style_layers(STYLE_LAYERS if style_layers is None else style_layers)  # None: from another node
+        except ValueError as error:
+            return str(error)
         return file_problem(vgg_name)
 
     @classmethod

@@ -96,9 +96,9 @@ def load_weights(path: str) -> dict[str, Tensor]:
         weights = comfy.utils.load_torch_file(path, safe_load=True)
     except Exception as error:
         raise ValueError(f"{Path(path).name} cannot be read as a file of tensors ({error}). It is damaged, or not a "
-                         "weight file.") from error
+                         "weight file. Fetch it again.") from error
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{Path(path).name} does not hold a plain table of tensors.")
+        raise ValueError(f"{Path(path).name} does not hold a plain table of tensors. Choose a weight file.")
     return weights
 
 

@@ -38,7 +38,7 @@ def check_copyable(patcher, socket: str) -> None:
             raise ValueError(f"{socket} carries '{key}', which exchanges layers while they run and cannot be repeated "
                              f"on the copy that learns. Connect {socket} from before the node that added it.")
     for name, patch in patcher.object_patches.items():
-        if _repeated(patcher, patcher, name, patch) is None:
+        if _repeated(patcher, patcher, name, patch) is IMPOSSIBLE:
             raise ValueError(f"{socket} carries a replaced part ('{name}', {type(patch).__name__}) that holds the "
                              f"original's own layers, so the copy that learns cannot have it. Connect {socket} from "
                              "before the node that replaced it.")
@@ -89,11 +89,11 @@ def _repeated_bypass(manager: "BypassInjectionManager", model: nn.Module) -> lis
 
 # ---- object patches ----
 
-DROPPED = object()  # a patch that the copy does not need
+DROPPED, IMPOSSIBLE = object(), object()  # a patch that the copy does not need, and one that it cannot have
 
 
 def _repeated(patcher, learner, name: str, patch):
-    """What ``patch`` is on ``learner``: itself, DROPPED, or None where it cannot be had.
+    """What ``patch`` is on ``learner``: itself, DROPPED or IMPOSSIBLE.
 
     A compiled part computes the same as the part itself, so the copy keeps its own.  A method of one of the model's
     modules becomes the same method of the copy's.  Other modules are copied, for those made by a node cannot be
@@ -101,15 +101,15 @@ def _repeated(patcher, learner, name: str, patch):
     """
     own = _originals(patcher)
     if isinstance(compiled := getattr(patch, "_orig_mod", None), nn.Module):
-        return DROPPED if own.get(id(compiled)) == name else None
+        return DROPPED if own.get(id(compiled)) == name else IMPOSSIBLE
     if isinstance(patch, nn.Module):
         if any(id(module) in own for module in patch.modules()):
-            return None
+            return IMPOSSIBLE
         return copy.deepcopy(patch) if learner is not patcher else patch
     if isinstance(patch, types.MethodType) and id(patch.__self__) in own:
         counterpart = dict(learner.model.named_modules()).get(own[id(patch.__self__)])
-        return None if counterpart is None else types.MethodType(patch.__func__, counterpart)
-    return None if any(id(module) in own for module in _held(patch)) else patch
+        return IMPOSSIBLE if counterpart is None else types.MethodType(patch.__func__, counterpart)
+    return IMPOSSIBLE if any(id(module) in own for module in _held(patch)) else patch
 
 
 def _originals(patcher) -> dict[int, str]:
@@ -118,16 +118,24 @@ def _originals(patcher) -> dict[int, str]:
                for module in patch.modules()}
     found = {id(module): name for name, module in patcher.model.named_modules() if id(module) not in patched}
     in_place = {name for name, patch in patcher.object_patches.items()
-                if comfy.utils.get_attr(patcher.model, name) is patch}
+                if _part(patcher.model, name) is patch}
     for name in in_place:
         replaced = patcher.object_patches_backup.get(name)
         if isinstance(replaced, nn.Module):
             found |= {id(module): inner for inner, module in replaced.named_modules(prefix=name)}
     for name in patcher.object_patches.keys() - in_place:
-        part = comfy.utils.get_attr(patcher.model, name)
+        part = _part(patcher.model, name)
         if isinstance(part, nn.Module):
             found |= {id(module): inner for inner, module in part.named_modules(prefix=name)}
     return {number: name.replace("._orig_mod", "") for number, name in found.items()}
+
+
+def _part(model: nn.Module, name: str):
+    """What is called so in the model, or None: some patches add what was not there."""
+    try:
+        return comfy.utils.get_attr(model, name)
+    except AttributeError:
+        return None
 
 
 def _held(part, depth: int = 4) -> Iterator[nn.Module]:

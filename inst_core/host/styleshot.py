@@ -218,12 +218,12 @@ def check_styleshot(model, files: StyleShot) -> None:
     """Raises ValueError, in one sentence, unless StyleShot was made for this MODEL."""
     if not isinstance(model.model.model_config, comfy.supported_models.SD15):
         raise ValueError(f"Apply StyleShot works with Stable Diffusion 1.5 models only, and the connected model is "
-                         f"{family_of(model)}.")
+                         f"{family_of(model)}. Connect a model of that family.")
     found = tuple(place.width for place in cross_attentions(model.get_model_object("diffusion_model")))
     if found != files.widths:
         raise ValueError(f"This StyleShot is made for a U-Net with {len(files.widths)} cross-attentions of widths "
                          f"{', '.join(map(str, files.widths))}, and the connected model has {len(found)} of widths "
-                         f"{', '.join(map(str, found))}.")
+                         f"{', '.join(map(str, found))}. Connect a Stable Diffusion 1.5 model of the usual size.")
 
 
 def for_halves(style: Tensor, none: Tensor, chunks: Sequence[int], batch: int) -> Tensor:

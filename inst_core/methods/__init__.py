@@ -54,7 +54,7 @@ def _title(name: str, state_dict: StateDict) -> str:
                          "download it again.")
     known = ", ".join(dict.fromkeys(part.file for part in parts))
     raise ValueError(f"{name} is not a file of a known style transfer model (it starts with "
-                     f"{', '.join(list(state_dict)[:3]) or 'nothing'}). Known files: {known}.")
+                     f"{', '.join(list(state_dict)[:3]) or 'nothing'}). Choose one of these: {known}.")
 
 
 @dataclass(frozen=True)

@@ -395,7 +395,7 @@ def _recognised(name: str, weights: StateDict) -> tuple[str, Part]:
     if role is None:
         known = ", ".join(part({}).file for _, part in _ROLES.values())
         first = ", ".join(list(weights)[:3]) or "nothing"
-        raise ValueError(f"{name} is not a file of StyleShot (it starts with {first}). Known files: {known}.")
+        raise ValueError(f"{name} is not a file of StyleShot (it starts with {first}). Choose one of these: {known}.")
     part = _ROLES[role].part(weights)
     if lacking := part.lacking(weights):
         raise ValueError(f"{name} looks like {part.file} ({part.title}), but {len(lacking)} tensors are missing or "

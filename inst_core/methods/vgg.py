@@ -159,7 +159,7 @@ class VGG(nn.Module):
         """
         wanted = set(layers)
         if unknown := wanted - set(self.layers):
-            raise ValueError(f"layers {', '.join(sorted(unknown))} are not in {self.family.name}; it has "
+            raise ValueError(f"layers {', '.join(sorted(unknown))} are not in {self.family.name}. Use some of "
                              f"{', '.join(self.layers)}.")
         found, deepest = {}, max(wanted, key=self.layers.index)
         for number in range(1, int(deepest[4]) + 1):

@@ -176,6 +176,8 @@ def paint(name, content, style, **options):
 def test_gatys_paints_inside_inference_mode(write):
     name, = write("gatys", ["vgg_conv.pth"])
     assert InSTGatysStyleTransfer.validate_inputs(name) is True
+    assert InSTGatysStyleTransfer.validate_inputs(name, None) is True  # the text comes from another node
+    assert "style_layers has 'conv1'" in InSTGatysStyleTransfer.validate_inputs(name, "relu1_1, conv1")
     assert torch.is_inference_mode_enabled()
     content, style = torch.rand(2, 48, 32, 3), torch.rand(1, 40, 40, 3)
     image, report = paint(name, content, style, high_resolution=48, start="noise", pooling="avg",

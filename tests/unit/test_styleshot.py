@@ -181,7 +181,7 @@ def only(*names):
     (only(), r"style_aware_encoder\.bin .* and ip\.bin .* is missing among the files \(none\)"),
     (lambda files: files | {"copy.bin": files["ip.bin"]}, r"ip\.bin and copy\.bin are the same part \(style adapter\)"),
     (lambda files: files | {"vae.pt": {"decoder.weight": torch.zeros(1)}},
-     r"vae\.pt is not a file of StyleShot \(it starts with decoder\.weight\)\. Known files: style_aware_encoder\.bin"),
+     r"vae\.pt is not a file of StyleShot \(it starts with decoder\.weight\)\. Choose one of these: style_aware_en"),
     (lambda files: files | {"empty.pt": {}}, r"empty\.pt is not a file of StyleShot \(it starts with nothing\)"),
     (lambda files: files | {"hed.pth": {"block1.convs.0.weight": torch.zeros(64, 3, 3, 3)}},
      r"hed\.pth looks like ControlNetHED\.pth .*36 tensors are missing.* norm"),

@@ -1,0 +1,314 @@
+"""Random graphs against a running ComfyUI: nothing breaks it.
+
+    python tools/torture_graphs.py --graphs 200 --seed 1
+
+Valid graphs are grown at random from the pack's nodes and some eighty of ComfyUI's, queued over HTTP, cancelled, queued
+again, and now and then the server is killed and started anew.  Every prompt has to end; none of the pack's nodes may
+fail in another way than by refusing its input; a stock graph gives the same bits before, between and after; memory
+stays flat.  The same seed gives the same graphs and the same faults, as far as time allows.  It ends with a line of
+JSON, and with status 1 if there was a problem.
+"""
+import argparse
+import contextlib
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dev
+import psutil
+from client import Client, PromptError
+from in_process import MODELS, ROOT
+from workflow_api import is_widget, options_of
+
+PACK = "InST_"
+SOURCES = ("CheckpointLoaderSimple", "LoadImage", "CLIPTextEncode", "VAEEncode", "InST_LoadStyle",
+           "InST_StyleConditioning")
+OURS = ("InST_StyleConditioning", "InST_StochasticInvert", "InST_Sample", "InST_LoadStyle", "InST_MatchColor",
+        "InST_CosineScheduler", "InST_ComparisonGrid", "InST_Metrics", "InST_GatysStyleTransfer", "InST_SaveStyle",
+        "InST_LearnStyle")
+HOSTS = (  # names, with spaces between
+    "EmptyLatentImage LatentFromBatch RepeatLatentBatch LatentBatch LatentBatchSeedBehavior RebatchLatents LatentAdd "
+    "LatentSubtract LatentMultiply LatentInterpolate LatentBlend LatentFlip LatentRotate LatentCrop LatentUpscale "
+    "LatentUpscaleBy LatentComposite SetLatentNoiseMask VAEEncode VAEDecode VAEEncodeForInpaint VAEEncodeTiled "
+    "VAEDecodeTiled ImageScale ImageScaleBy ImageScaleToTotalPixels ImageInvert ImageBatch ImageBlur ImageSharpen "
+    "ImageQuantize ImageBlend ImageFromBatch RepeatImageBatch ImageCrop ImagePadForOutpaint EmptyImage SolidMask "
+    "InvertMask GrowMask FeatherMask MaskComposite ImageToMask MaskToImage CropMask CLIPTextEncode ConditioningCombine "
+    "ConditioningConcat ConditioningAverage ConditioningSetArea ConditioningSetMask ConditioningSetTimestepRange "
+    "ConditioningZeroOut ControlNetLoader ControlNetApplyAdvanced CLIPSetLastLayer LoraLoader LoraLoaderModelOnly "
+    "LoraLoaderBypass ModelSamplingDiscrete RescaleCFG PerturbedAttentionGuidance FreeU_V2 HyperTile TomePatchModel "
+    "DifferentialDiffusion ModelMergeSimple ContextWindowsManual KSampler KSamplerAdvanced SamplerCustom "
+    "SamplerCustomAdvanced KSamplerSelect BasicScheduler KarrasScheduler SplitSigmas FlipSigmas RandomNoise "
+    "DisableNoise CFGGuider BasicGuider DualCFGGuider")
+
+# What keeps a graph small: values for a widget of that name, or of that node and name.
+SMALL: dict[str, tuple] = {
+    "steps": (1, 2, 3), "width": (64, 72, 96), "height": (64, 80, 96), "megapixels": (0.01,), "batch_size": (1, 2),
+    "amount": (1, 2), "length": (1, 2), "scale_by": (0.5, 1.25), "cfg": (1.0, 3.0, 7.5), "size": (64,),
+    "resolution": (64,), "strength": (0.0, 0.3, 0.7, 1.0), "denoise": (0.0, 0.5, 1.0), "seed": (0, 1, 2**64 - 1),
+    "left": (8,), "right": (0, 8), "top": (0,), "bottom": (8,), "x": (0, 8), "y": (0, 16), "step": (0, 1),
+    "tile_size": (64, 128), "overlap": (0, 16), "temporal_size": (64,), "temporal_overlap": (8,), "sigma_max": (10.0,),
+    "start_at_step": (0, 1), "end_at_step": (2, 10000), "noise_seed": (0, 5), "high_resolution": (0,),
+    "context_length": (2, 16), "context_overlap": (0, 1), "text": ("", "*", "a house, (*:1.2)", "内容 {a|b} [x"),
+    "InST_LearnStyle.steps": (2,), "InST_LearnStyle.encoder": ("direct",), "InST_LearnStyle.max_seconds": (5.0,),
+    "InST_LearnStyle.prompt": ("*", "a house, *"), "InST_SaveStyle.name": ("torture",),
+    "InST_LearnStyle.name": ("torture",),
+    "InST_GatysStyleTransfer.steps": (2,), "InST_Sample.sampler": ("euler", "ddim", "dpmpp_2m", "uni_pc", "lcm"),
+    "InST_ComparisonGrid.row_labels": ("",), "InST_ComparisonGrid.column_labels": ("",),
+    "sampler_name": ("euler", "dpmpp_2m_sde", "uni_pc"), "LatentUpscale.crop": ("disabled", "center"),
+}
+
+
+class Graphs:
+    """Valid prompts, drawn one after the other."""
+
+    def __init__(self, object_info: dict, seed: int):
+        self._info, self._draw = object_info, random.Random(seed)
+        self._names = [name for name in (*OURS, *HOSTS.split()) if name in object_info]
+
+    def next(self) -> dict:
+        """Sources, some random nodes on top of each other, and an end for every kind of picture."""
+        self._prompt: dict[str, dict] = {}
+        self._made: dict[str, list[list]] = defaultdict(list)  # type -> [node, output]
+        for name in SOURCES:
+            self._add(name)
+        for _ in range(self._draw.randint(4, 14)):
+            ours = self._draw.random() < 0.4
+            possible = [n for n in self._names if n.startswith(PACK) == ours and self._fits(n)]
+            self._add(self._draw.choice(possible))
+        if self._made["LATENT"]:
+            self._add("VAEDecode")
+        self._add("PreviewImage")
+        return self._prompt
+
+    def _inputs(self, name: str, group: str) -> dict[str, list]:
+        return self._info[name]["input"].get(group, {})
+
+    def _fits(self, name: str) -> bool:
+        sockets = [spec[0] for spec in self._inputs(name, "required").values() if not is_widget(spec)]
+        return all(kind in self._made or kind == "COMFY_AUTOGROW_V3" for kind in sockets)
+
+    def _add(self, name: str) -> None:
+        inputs = {}
+        for group in ("required", "optional"):
+            for socket, spec in self._inputs(name, group).items():
+                if is_widget(spec):
+                    inputs[socket] = self._value(name, socket, spec)
+                elif spec[0] == "COMFY_AUTOGROW_V3":
+                    inputs |= {f"{socket}.image{i}": self._link("IMAGE") for i in range(self._draw.randint(1, 3))}
+                elif self._made.get(spec[0]) and (group == "required" or self._draw.random() < 0.3):
+                    inputs[socket] = self._link(spec[0])
+        node = str(len(self._prompt) + 1)
+        self._prompt[node] = {"class_type": name, "inputs": inputs}
+        for i, kind in enumerate(self._info[name]["output"]):
+            self._made[kind if isinstance(kind, str) else "COMBO"].append([node, i])
+
+    def _link(self, kind: str) -> list:
+        """Mostly one of the last ones made, so that graphs grow long."""
+        return self._draw.choice(self._made[kind][-3:] if self._draw.random() < 0.7 else self._made[kind])
+
+    def _value(self, node: str, name: str, spec: list) -> Any:
+        options = options_of(spec)
+        small = SMALL.get(f"{node}.{name}") or SMALL.get(name)
+        choices = spec[0] if isinstance(spec[0], list) else options.get("options")
+        if choices and not (small and set(small) <= set(choices)):
+            return self._draw.choice(choices)
+        if small:
+            value = self._draw.choice(small)
+            if isinstance(value, str):
+                return value
+            return min(max(value, options.get("min", value)), options.get("max", value))
+        return options.get("default", "")
+
+
+STOCK = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "inst-small.safetensors"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a house"}},
+    "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
+    "4": {"class_type": "KSampler", "inputs": {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 0, "steps": 2,
+        "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+    "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+    "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+}
+
+
+@dataclass
+class Report:
+    """What came of it. ``problems`` is empty when all is well."""
+
+    counts: Counter = field(default_factory=Counter)
+    refusals: Counter = field(default_factory=Counter)
+    host_errors: Counter = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    memory_mib: list[int] = field(default_factory=list)
+
+
+class Torture:
+    """Queues graphs on a server, disturbs it, and looks at what is left."""
+
+    def __init__(self, object_info: dict, seed: int, patience: float = 120):
+        self.report, self._patience = Report(), patience
+        self._graphs, self._draw = Graphs(object_info, seed), random.Random(~seed)
+        self._stock: list[int] | None = None
+
+    def check_stock(self, client: Client) -> None:
+        """The stock graph gives what it gave the first time, computed anew."""
+        client.post("/free", {"unload_models": True, "free_memory": True})
+        entry = client.wait(client.queue(STOCK), self._patience)
+        names = [image["filename"] for image in entry["outputs"]["6"]["images"]]
+        found = [zlib.crc32(client.get(f"/view?filename={name}&type=temp")) for name in names]
+        if self._stock is None:
+            self._stock = found
+        elif found != self._stock:
+            self.report.problems.append("the stock graph gives other pictures than before")
+
+    def round(self, client: Client) -> None:
+        """A few graphs at once, some of them disturbed, until the queue is empty."""
+        ids: dict[str, dict] = {}
+        dropped = False
+        for _ in range(self._draw.randint(1, 3)):
+            prompt = self._graphs.next()
+            for _ in range(2 if self._draw.random() < 0.15 else 1):
+                try:
+                    ids[client.queue(prompt)] = prompt
+                except PromptError as error:
+                    self._invalid(prompt, error)
+        self.report.counts["queued"] += len(ids)
+        if self._draw.random() < 0.3:
+            time.sleep(self._draw.random() * 2)
+            client.post("/interrupt")
+            self.report.counts["interrupts"] += 1
+        if self._draw.random() < 0.1:
+            client.post("/queue", {"clear": True})
+            self.report.counts["queues cleared"] += 1
+            dropped = True
+        if not self._drained(client):
+            self.report.problems.append(f"the queue is stuck for {self._patience:.0f} s: {json.dumps(prompt)}")
+            return
+        for prompt_id, prompt in ids.items():
+            entry = client.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry is None and not dropped:
+                self.report.problems.append(f"a prompt that ran is not in the history: {json.dumps(prompt)}")
+            elif entry is not None:
+                self._look_at(entry, prompt)
+
+    def _drained(self, client: Client) -> bool:
+        end = time.monotonic() + self._patience
+        while time.monotonic() < end:
+            queue = client.get("/queue")
+            if not queue["queue_running"] and not queue["queue_pending"]:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _invalid(self, prompt: dict, error: PromptError) -> None:
+        """What validation refuses: a node of the pack may do so in words."""
+        self.report.counts["refused on queueing"] += 1
+        types = sorted({prompt[node]["class_type"] for node in error.node_errors})
+        self.report.refusals[f"{', '.join(types)}: {error}"[:200]] += 1
+
+    def _look_at(self, entry: dict, prompt: dict) -> None:
+        said = dict(entry["status"]["messages"])
+        if entry["status"]["completed"]:
+            self.report.counts["completed"] += 1
+        elif "execution_interrupted" in said:
+            self.report.counts["interrupted"] += 1
+        elif "execution_error" in said:
+            self._failed(said["execution_error"], prompt)
+        else:
+            self.report.problems.append(f"a history entry without an end: {json.dumps(entry['status'])}")
+
+    def _failed(self, error: dict, prompt: dict) -> None:
+        line = f"{error['node_type']}: {error['exception_type']}: {error['exception_message'].strip()}"[:300]
+        if not error["node_type"].startswith(PACK):
+            self.report.counts["failed in a node of the host"] += 1
+            self.report.host_errors[line[:120]] += 1
+        elif error["exception_type"].rpartition(".")[2] in ("ValueError", "StyleError", "OfficialFileError"):
+            self.report.counts["refused"] += 1
+            self.report.refusals[line[:200]] += 1
+        else:
+            self.report.problems.append(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
+
+    def look_at_memory(self, client: Client, server: psutil.Process) -> None:
+        client.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1)
+        self.report.memory_mib.append(server.memory_info().rss >> 20)
+
+
+def make_home(folder: Path, models: Path) -> None:
+    """A ComfyUI home with the small models, a style and a picture."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    for kind in models.iterdir():
+        if kind.is_dir() and kind.name != "inst_styles":
+            (folder / "models" / kind.name).mkdir(parents=True, exist_ok=True)
+            for file in kind.iterdir():
+                (folder / "models" / kind.name / file.name).symlink_to(file.resolve())
+    (folder / "models" / "inst_styles").mkdir(parents=True)
+    vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
+    save_file({"clip_l": vectors}, folder / "models" / "inst_styles" / "example.safetensors")
+    (folder / "input").mkdir()
+    Image.linear_gradient("L").resize((96, 80)).convert("RGB").save(folder / "input" / "example.png")
+
+
+def growth_of(memory: list[int]) -> float:
+    """MiB by which the last third of the measurements lies above the first."""
+    third = max(1, len(memory) // 3)
+    return statistics.median(memory[-third:]) - statistics.median(memory[:third]) if len(memory) > 2 else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graphs", type=int, default=100, help="how many prompts are queued at least (default 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600, help="no new round after this long (default an hour)")
+    parser.add_argument("--kills", type=int, default=2, help="how often the server is killed (default 2)")
+    parser.add_argument("--models", type=Path, default=MODELS, help="small models, as 'tools/dev.py setup' makes them")
+    args = parser.parse_args()
+    comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
+    began, torture = time.monotonic(), None
+    with tempfile.TemporaryDirectory(prefix="torture-") as home:
+        make_home(Path(home), args.models)
+        dev.HOME, dev.LOG = Path(home), Path(home) / "server.log"
+        dev.link_pack()
+        for life in range(args.kills + 1):
+            until = args.graphs * (life + 1) // (args.kills + 1)
+            with dev.server(comfyui, Path(sys.executable)) as running:
+                client, process = Client(running.url), psutil.Process(running.process.pid)
+                torture = torture or Torture(client.object_info(), args.seed)
+                torture.check_stock(client)
+                measured = len(torture.report.memory_mib)
+                while torture.report.counts["queued"] < until and time.monotonic() - began < args.seconds:
+                    known = len(torture.report.problems)
+                    torture.round(client)
+                    print(*torture.report.problems[known:], sep="\n", end="", flush=True)
+                    torture.look_at_memory(client, process)
+                    print(f"{torture.report.counts['queued']} of {args.graphs} queued, "
+                          f"{len(torture.report.problems)} problems, {torture.report.memory_mib[-1]} MiB", flush=True)
+                if (growth := growth_of(torture.report.memory_mib[measured:])) > 200:
+                    torture.report.problems.append(f"memory grew by {growth:.0f} MiB while one server ran")
+                torture.check_stock(client)
+                if life < args.kills:  # in the middle of a graph
+                    with contextlib.suppress(PromptError):
+                        client.queue(torture._graphs.next())
+                    time.sleep(1)
+                    running.process.kill()
+                    torture.report.counts["kills"] += 1
+    print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **asdict(torture.report)},
+                     ensure_ascii=False))
+    sys.exit(1 if torture.report.problems else 0)
+
+
+if __name__ == "__main__":
+    main()
