@@ -92,7 +92,7 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
-        host.check_learnable(model)
+        host.check_learnable(model, clip, vae)
         saving.check_name(name)
         kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
         settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds,

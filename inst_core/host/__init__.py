@@ -1,13 +1,12 @@
 """The one place that touches ComfyUI.
 
-``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
-prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
-models that can be differentiated. ``styleshot``: StyleShot's networks and attention patches.
+``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
+whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
+``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``styleshot``: StyleShot's
+networks and attention patches.
 """
 from .families import (
     PAPER_FAMILY,
-    check_invertible,
-    check_learnable,
     family_of,
     label_of_encoders,
     source_of,
@@ -27,6 +26,7 @@ from .files import (
     style_folders,
     style_path,
 )
+from .parts import check_invertible, check_learnable
 from .progress import (
     LatentPreview,
     Progress,

@@ -22,7 +22,7 @@ from ..inversion import (
     released_timesteps,
     stochastic_inversion,
 )
-from .families import check_invertible
+from .parts import INVERT, SAMPLE, check_parts, check_still_image
 from .progress import global_rng_kept
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
@@ -106,8 +106,9 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
     Raises:
         ValueError: unsupported model, strength out of range.
     """
-    check_invertible(model)
+    check_still_image(model, INVERT)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_parts(model, INVERT, latent=samples, conditionings={"positive": positive})
     sampling = model.get_model_object("model_sampling")
     if sigmas is not None:
         if len(sigmas) == 0 or float(sigmas[0]) <= 0:
@@ -205,12 +206,14 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     Raises:
         ValueError: the noise was made for another level than ``sigmas`` start at.
     """
+    check_still_image(model, SAMPLE)
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_parts(model, SAMPLE, latent=samples, conditionings={"positive": positive, "negative": negative})
     made_for = getattr(noise, "sigma", None)
     if made_for is not None and abs(made_for - float(sigmas[0])) > 0.01 * made_for:
         raise ValueError(f"The connected NOISE was inverted at sigma {made_for:.4g}, but sampling starts at "
                          f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same strength and "
                          "timing, or the same sigmas.")
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     with global_rng_kept():
         result = comfy.sample.sample_custom(
