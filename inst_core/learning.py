@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .encoders import DirectEncoder, PictureFeatures, StyleEncoder, Vectors
 from .memory import WithinMemory, is_out_of_memory, kept_for_backward
@@ -222,8 +223,9 @@ def backward(session, encoder: StyleEncoder, features: PictureFeatures | None, b
         count = batch.latent.numel()
         with session.text.recording():
             # A denoiser without size conditioning ignores the pooled output.
-            reached = [(t, c.grad / count) for t, c in zip(session.text.encode(vectors), context, strict=True)
-                       if c is not None and c.grad is not None]
+            reached = [(t, c.grad / count) for t, c in zip(tree_leaves(session.text.encode(vectors)),
+                                                           tree_leaves(context), strict=True)
+                       if torch.is_tensor(c) and c.grad is not None]
             torch.autograd.backward(*zip(*reached, strict=True))
     except BaseException:
         if generator:
@@ -239,8 +241,9 @@ def text_of(session, vectors: Vectors):
 
 
 def leaf(conditioning):
-    """The same, as the place where a gradient ends."""
-    return type(conditioning)(*(t if t is None else t.detach().requires_grad_() for t in conditioning))
+    """The same, as the place where a gradient ends. Some text encoders give further tensors, masks among them."""
+    return tree_map(lambda t: t.detach().requires_grad_(t.is_floating_point()) if torch.is_tensor(t) else t,
+                    conditioning)
 
 
 def room_for(session, encoder: StyleEncoder, painting: Painting, samples: int) -> Room:

@@ -196,5 +196,5 @@ def noise_error(denoiser, batch: Batch, conditioning, device: torch.device) -> t
 
 
 def weighted(error: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, C, h, w) errors times (B,) weights."""
-    return error if weight is None else error * weight.to(error).view(-1, 1, 1, 1)
+    """(B, C, ...) errors times (B,) weights."""
+    return error if weight is None else error * weight.to(error).view(-1, *[1] * (error.ndim - 1))

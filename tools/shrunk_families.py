@@ -108,7 +108,7 @@ _PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "patch_size": 2, "hidd
 _HYDIT = {"image_model": "hydit", "depth": 2, "hidden_size": 64, "num_heads": 2, "text_states_dim": WORDS,
           "text_states_dim_t5": WORDS}
 SHRUNK = {
-    "z-image": Shrunk("ZImage", {**_LUMINA, "dim": 128, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [16, 24, 24],
+    "z-image": Shrunk("ZImage", {**_LUMINA, "dim": 256, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [32, 48, 48],
                                  "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
                                  "time_scale": 1000.0, "pad_tokens_multiple": 32}, "z-image"),
     "klein-4b": Shrunk("Flux2", _FLUX2, "klein-4b"),

@@ -104,7 +104,8 @@ def context_width(model) -> int | None:
     config = model.model.model_config.unet_config
     if "txtdim" in config:
         return config["txtlayers"] * config["txtdim"]
-    found = [config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int)]
+    found = [config[key] for key in _CONTEXT_KEYS if key in config]
+    found = [width[0] if isinstance(width, (list, tuple)) else width for width in found]
     widths = {family.context for family in rows_of(family_of(model))}
     return found[0] if found else widths.pop() if len(widths) == 1 else None
 

@@ -113,7 +113,7 @@ class StyleLayersDenoiser(Denoiser):
                              "IP-Adapter, StyleShot and the like). Connect the model from before those patches, or "
                              "use layers 'all'.")
         self._late = first_late_block(self._unet)
-        self._neutral = Conditioning(*(t if t is None else t.detach() for t in neutral))
+        self._neutral = Conditioning(*(t.detach() if torch.is_tensor(t) else t for t in neutral))
         self._remembered: dict[int | str, tuple[Tensor, list[Tensor]]] = {}
 
     def forget(self) -> None:
