@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .bank import Batch, draw_bank, draw_fresh, held_out_bank, prepare, rounds
 from .encoders import PictureFeatures, StyleEncoder, Vectors
@@ -345,8 +346,8 @@ def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures 
         predictions.append(denoised.detach())
     with session.text.recording():
         # A denoiser without size conditioning ignores the pooled output.
-        reached = [(t, c.grad) for t, c in zip(session.text.encode(vectors), context, strict=True)
-                   if c is not None and c.grad is not None]
+        reached = [(t, c.grad) for t, c in zip(tree_leaves(session.text.encode(vectors)), tree_leaves(context),
+                                               strict=True) if torch.is_tensor(c) and c.grad is not None]
         torch.autograd.backward(*zip(*reached, strict=True))
     for parameter in encoder.parameters():
         if parameter.grad is not None:
@@ -361,8 +362,9 @@ def encode_detached(session: Session, vectors: Vectors) -> Conditioning:
 
 
 def make_leaves(conditioning: Conditioning) -> Conditioning:
-    """The same, as the place where a gradient ends."""
-    return type(conditioning)(*(t if t is None else t.detach().requires_grad_() for t in conditioning))
+    """The same, as the place where a gradient ends. Some text encoders give further tensors, masks among them."""
+    return tree_map(lambda t: t.detach().requires_grad_(t.is_floating_point()) if torch.is_tensor(t) else t,
+                    conditioning)
 
 
 # ---- memory ----

@@ -89,7 +89,7 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
-        host.check_learnable(model)
+        host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)

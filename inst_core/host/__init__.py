@@ -1,14 +1,12 @@
 """The one place that touches ComfyUI.
 
-``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
-prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
-models that can be differentiated. ``learning``: a style learned on them. ``styleshot``: StyleShot's networks and
-attention patches.
+``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
+whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
+``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``learning``: a style learned
+on them. ``styleshot``: StyleShot's networks and attention patches.
 """
 from .families import (
     PAPER_FAMILY,
-    check_invertible,
-    check_learnable,
     family_of,
     label_of_encoders,
     source_of,
@@ -29,6 +27,7 @@ from .files import (
     style_path,
 )
 from .learning import learn, look_at, make_encoder
+from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
     LatentPreview,

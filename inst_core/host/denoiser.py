@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -17,10 +17,12 @@ from ..bank import Batch
 
 
 class Conditioning(NamedTuple):
-    """Text encoder output: ``context`` (1, tokens, width) and ``pooled`` (1, width) or None."""
+    """Text encoder output: ``context`` (1, tokens, width), ``pooled`` (1, width) or None, and what some families give
+    beside them by the host's names (masks, another text encoder's context)."""
 
     context: Tensor
     pooled: Tensor | None
+    extra: dict[str, Any] | None = None
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -128,7 +130,7 @@ class Denoiser:
              patches: dict[str, list] | None = None) -> Tensor:
         """One call of the host, with further patches of its transformers."""
         self._load()
-        extra = {} if conditioning.pooled is None else {"pooled_output": conditioning.pooled}
+        extra = {**(conditioning.extra or {}), "pooled_output": conditioning.pooled}
         conds = {"positive": comfy.sampler_helpers.convert_cond([[conditioning.context, extra]])}
         conds = comfy.samplers.process_conds(self._patcher.model, x, conds, x.device)
         options = comfy.model_patcher.create_model_options_clone(self._patcher.model_options)

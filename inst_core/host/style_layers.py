@@ -120,7 +120,7 @@ class StyleLayersDenoiser(Denoiser):
         super().__init__(patcher, load)
         self._unet: UNetModel = self.network
         self._late = first_late_block(self._unet)
-        self._neutral = Conditioning(*(t if t is None else t.detach() for t in neutral))
+        self._neutral = Conditioning(*(t.detach() if torch.is_tensor(t) else t for t in neutral))
 
     def prepare(self, batch: Batch) -> Sequence[Tensor]:
         """The hidden state before the first late block, then the skip connections of the late blocks."""

@@ -245,7 +245,7 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
     for key, part in text_parts(clip).items():
         tokenizer, table = part.tokenizer, part.table
         special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
-        ids = [t for window in tokenizer.tokenize_with_weights(words) for t, _ in window if t not in special]
+        ids = [t for window in tokenizer.tokenize_with_weights(words) for t, *_ in window if t not in special]
         mean = torch.cat([table[i:i + 1].float() for i in ids]).mean(0) if ids else _vocabulary_mean(table)
         start[key] = (mean * (_mean_length(table) / mean.norm())).unsqueeze(0).cpu().clone()
     return start

@@ -62,8 +62,7 @@ class TextEncoder:
         if self._clip.layer_idx is not None:
             stage.set_clip_options({"layer": self._clip.layer_idx})
         stage.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        context, pooled = stage.encode_token_weights(self._prompt.with_vectors(vectors))[:2]
-        return Conditioning(context, pooled)
+        return Conditioning(*stage.encode_token_weights(self._prompt.with_vectors(vectors)))
 
     @staticmethod
     def recording():
