@@ -4,7 +4,7 @@ import time
 import torch
 from comfy_api.latest import io, ui
 
-from ..inst_core import host, preprocess, saving
+from ..inst_core import host, library, preprocess, saving
 from ..inst_core.encoders import ENCODERS, build_encoder, resume
 from ..inst_core.learning import (
     BATCH_SIZE,
@@ -79,6 +79,9 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
                                tooltip="The highest strength at which you will use the style. Noise above it is not "
                                        "learned from; paper and released always learn from all."),
+                io.Boolean.Input("learn_again", default=False, optional=True, advanced=True,
+                                 tooltip="Off: a style that was learned before from the same painting, models and "
+                                         "settings is loaded from its file, whatever its name. On: learn it anew."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -91,13 +94,21 @@ class InSTLearnStyle(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False) -> io.NodeOutput:
         host.check_learnable(model)
         saving.check_name(name)
         kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
         settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds,
                             Objective(strongest=strongest))
         pictures = preprocess.as_rgb(image)
+        vision = clip_vision if kind.needs_picture else None
+        key = library.learning_key(
+            pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
+            recipe=[encoder, tokens, settings, prompt, resolution, start, layers],
+            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights])
+        if not learn_again and (known := library.find(key, host.library_folders())):
+            cls.say(known.text)
+            return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
         painting = cls.look_at(pictures, encoder, clip_vision, vae, model, resolution, seed)
         with host.training_mode():
             words = host.word_vectors(clip, start)
@@ -108,6 +119,7 @@ class InSTLearnStyle(io.ComfyNode):
                 learned = learn_style(session, module, painting, settings, cls.reporter(model, steps, batch_size))
         extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
         metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
+        metadata[library.KEY] = key
         style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
         saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
         curve = {"loss": [check.loss for check in learned.checks]}

@@ -17,6 +17,7 @@ from .files import (
     embeddings_files,
     embeddings_path,
     file_fingerprint,
+    library_folders,
     load_weights,
     metadata_enabled,
     model_files,
@@ -27,6 +28,7 @@ from .files import (
     style_folders,
     style_path,
 )
+from .identity import identify
 from .progress import (
     LatentPreview,
     Progress,
@@ -79,8 +81,10 @@ __all__ = [
     "encode_latent",
     "family_of",
     "file_fingerprint",
+    "identify",
     "invert",
     "label_of_encoders",
+    "library_folders",
     "load_weights",
     "make_room",
     "metadata_enabled",
