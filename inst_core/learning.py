@@ -199,11 +199,11 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
                 break
     except BaseException:
         if run.gained:
-            rescue(run.finish("stopped", within_memory.limits))
+            rescue(run.finish(STOPPED, within_memory.limits))
         raise
     if not run.gained:
         raise ValueError(run.why_nothing_was_learned())
-    ended = "finished" if step == recipe.steps else "time limit" if last else "converged"
+    ended = FINISHED if step == recipe.steps else TIME_LIMIT if last else CONVERGED
     return run.finish(ended, within_memory.limits)
 
 
@@ -276,8 +276,9 @@ class Run:
                 f"(now {self.recipe.rate:g}), and check that model, clip and vae belong to one checkpoint.")
 
 
-ENDINGS = {"converged": "converged", "finished": "finished", "time limit": "stopped by the time limit",
-           "stopped": "stopped early"}
+CONVERGED, FINISHED, TIME_LIMIT, STOPPED = "converged", "finished", "time limit", "stopped"
+ENDINGS = {CONVERGED: "converged", FINISHED: "finished", TIME_LIMIT: "stopped by the time limit",
+           STOPPED: "stopped early"}  # by cancel, or by an error
 
 
 def steps_between_checks(recipe: Recipe) -> int:

@@ -1,18 +1,17 @@
 """Names of learned styles, where they are written, and what happens when that fails."""
 import logging
-import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 
+from .library import SUFFIX, files_in
 from .style import Style, save_style
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".safetensors"
 MAX_NAME_BYTES = 200  # file systems take 255; the number and the suffix are added
 MOST_DIGITS = 9  # of a number that counts; longer ones are part of a name
 # What file systems refuse, and what the host takes for the end of an embedding's name, for a weight or for a choice.
@@ -84,24 +83,12 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
-def _files(folders: Iterable[Path]) -> Iterator[str]:
-    """Names of all files in folders and their subfolders, links followed, each folder once."""
-    seen = set()
-    for folder in folders:
-        for root, inner, files in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(root)) in seen:
-                inner.clear()
-                continue
-            seen.add(real)
-            yield from files
-
-
 def _next_free(name: str, folders: Iterable[Path]) -> int:
     """One more than the highest number that ``name`` has anywhere: a new name every time, since prompts are cached by
     name, and ``embedding:name`` finds a file in any folder and subfolder."""
     wanted = re.compile(re.escape(_same(PurePosixPath(name).name)) + rf"_(\d{{1,{MOST_DIGITS}}})")
     numbers = [0]
-    for file in map(_same, _files(folders)):
+    for file in (_same(path.name) for path in files_in(folders)):
         stems = (file, *(file.removesuffix(suffix) for suffix in _EMBEDDING_SUFFIXES))
         numbers += (int(match[1]) for stem in stems if (match := wanted.fullmatch(stem)))
     return max(numbers) + 1

@@ -23,8 +23,9 @@ from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, read_vector
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 256 * 2**20
-# Kept when the user disables metadata: without them the file cannot say what it fits.
-FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers")
+KEY, LOSSES = "inst.key", "inst.losses"
+# Kept when the user disables metadata: what the file fits, and a hash by which it is found instead of learned again.
+FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers", KEY, LOSSES)
 # Which cross-attention layers of the denoiser a style is meant for (see host/style_layers.py).
 ALL_LAYERS, LATE_LAYERS = "all", "late"
 LAYERS = ALL_LAYERS, LATE_LAYERS
@@ -57,6 +58,11 @@ class Style:
     @property
     def tokens(self) -> int:
         return next(iter(self.vectors.values())).shape[0]
+
+    @property
+    def losses(self) -> list[float]:
+        """Held-out losses over the run that learned it, first to last; empty where the file does not say."""
+        return [float(loss) for loss in self.metadata.get(LOSSES, "").split()]
 
     def describe(self) -> str:
         """One line for messages: ``4 tokens for clip_l (768), direct, SD15``."""
@@ -122,7 +128,7 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
     metadata = {**style.metadata, "inst.version": FORMAT_VERSION, "inst.encoder": style.encoder,
                 "inst.family": style.family, "inst.layers": style.layers}
     if not with_metadata:
-        metadata = {k: metadata[k] for k in FORMAT_METADATA}
+        metadata = {k: metadata[k] for k in FORMAT_METADATA if k in metadata}
     return safetensors.torch.save(tensors, metadata)
 
 
@@ -261,6 +267,7 @@ def style_metadata(title: str, family: str, source: str, settings, learned, prom
         "inst.base_model": source,
         "inst.steps": str(len(learned.losses)),
         "inst.loss": f"{learned.kept:.6f}",
+        LOSSES: " ".join(f"{check.loss:.6g}" for check in learned.checks),
         "inst.seed": str(settings.seed),
         "inst.text": prompt,
         "inst.style_sha256": digest,

@@ -1,8 +1,11 @@
 """Learn InST Style."""
+from dataclasses import asdict
+
 from comfy_api.latest import io, ui
 
-from ..inst_core import host, preprocess, saving
-from ..inst_core.learning import Learned
+from ..inst_core import host, library, preprocess, saving
+from ..inst_core.encoders import ENCODERS
+from ..inst_core.learning import STOPPED, Learned
 from ..inst_core.recipes import RECIPES, START_WORDS, choose_recipe
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
 from .sockets import CATEGORY, InstStyle, LossMap, seed_input
@@ -76,6 +79,9 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
                                tooltip="The highest strength at which you will use the style. Noise above it is not "
                                        "learned from; paper and released always learn from all."),
+                io.Boolean.Input("learn_again", default=False, optional=True, advanced=True,
+                                 tooltip="Off: a style that was learned before from the same painting, models and "
+                                         "settings is loaded from its file, whatever its name. On: learn it anew."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -88,32 +94,42 @@ class InSTLearnStyle(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False) -> io.NodeOutput:
         host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)
-        name = saving.check_name(name)
+        name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, start=start, seed=seed,
                                seconds=max_seconds)
-        family, prompt, pictures = host.family_of(model), host.with_placeholder(prompt), preprocess.as_rgb(image)
         module = host.make_encoder(clip, recipe, continue_from)
-        view = host.LearningView(model, recipe, cls.say)
-        painting = host.look_at(pictures, recipe, model, vae, clip_vision, resolution, view.tell)
+        vision = clip_vision if ENCODERS[encoder].needs_picture else None
 
-        def save(learned: Learned, name: str) -> tuple[Style, str]:
+        key = library.learning_key(
+            pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
+            recipe=[asdict(recipe), prompt, resolution, layers],
+            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights])
+        if not learn_again and (known := library.find(key, host.library_folders())):
+            cls.say(known.text)
+            return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
+
+        view = host.LearningView(model, recipe, cls.say)
+        painting = host.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
+
+        def save(learned: Learned) -> tuple[Style, str]:
+            stopped = learned.ended == STOPPED
+            metadata = style_metadata(name, host.family_of(model), host.source_of(model), recipe, learned, prompt,
+                                      pictures)
+            metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-            metadata = style_metadata(name, family, host.source_of(model), recipe, learned, prompt, pictures)
-            metadata |= {"inst.start": start, "inst.ended": learned.ended}
-            style = Style(learned.vectors, encoder, family, learned.weights, extra, metadata, layers)
-            saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(),
-                                    host.searched_folders())
+            style = Style(learned.vectors, encoder, host.family_of(model), learned.weights, extra, metadata, layers)
+            saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
+                                    host.metadata_enabled(), host.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")
             return style, said
 
-        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell,
-                             rescue=lambda learned: save(learned, stopped_name(name)))
-        style, said = save(learned, name)
+        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save)
+        style, said = save(learned)
         return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
 
     @classmethod

@@ -16,6 +16,7 @@ from .files import (
     embeddings_files,
     embeddings_path,
     file_fingerprint,
+    library_folders,
     load_weights,
     metadata_enabled,
     model_files,
@@ -26,6 +27,7 @@ from .files import (
     style_folders,
     style_path,
 )
+from .identity import identify
 from .learning import learn, look_at, make_encoder
 from .parts import check_invertible, check_learnable
 from .patches import check_copyable
@@ -90,9 +92,11 @@ __all__ = [
     "encode_latent",
     "family_of",
     "file_fingerprint",
+    "identify",
     "invert",
     "label_of_encoders",
     "learn",
+    "library_folders",
     "load_weights",
     "look_at",
     "make_encoder",
