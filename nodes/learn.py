@@ -102,7 +102,7 @@ class InSTLearnStyle(io.ComfyNode):
         name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, start=start, seed=seed,
                                seconds=max_seconds)
-        module = host.make_encoder(clip, recipe, continue_from)
+        module = host.make_encoder(clip, recipe, continue_from, layers)
         vision = clip_vision if ENCODERS[encoder].needs_picture else None
 
         key = library.learning_key(

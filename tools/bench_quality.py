@@ -129,6 +129,18 @@ def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]], batches: Mapping[s
                f"{statistics.mean(r['checks'][-1][1] for r in found):.0f}"]
 
 
+MARKS = "<!-- quality: begin -->", "<!-- quality: end -->"
+
+
+def put_between(page: str, text: str) -> str:
+    """The page with ``text`` in the place of what stands between its marks."""
+    before, _, rest = page.partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        sys.exit(f"The page has no {MARKS[0]} ... {MARKS[1]}.")
+    return f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}"
+
+
 COLOURS = "tab:red", "tab:blue", "tab:gray", "tab:olive"
 
 
@@ -158,6 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         choices=["direct", "attention", "paper", "released"])
     parser.add_argument("--paper-steps", type=int, help="fewer than the 6100 steps of paper and released")
     parser.add_argument("--paper-seeds", type=int, help="fewer seeds for them")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="also writes the table between the marks of a page, "
+                        f"{' and '.join(MARKS)}")
     parser.add_argument("--finished", action="store_true", help="only show the runs that are finished")
 
 
@@ -190,8 +204,12 @@ def main(args: argparse.Namespace) -> int:
         missing = key_of(bench, name, recipe, path, seed) not in kept
         if seed < seeds[name] and not (missing and args.finished):
             runs[name][path].append(run(bench, kept, name, recipe, path, seed))
-    print(f"{args.checkpoint or 'small random checkpoint'}, {args.pixels} px\n")
-    print(markdown(HEAD, list(table_rows(runs, {name: recipe.batch for name, recipe in recipes.items()}))))
+    title = f"{args.checkpoint.stem if args.checkpoint else 'small random checkpoint'}, {args.pixels} px"
+    table = markdown(HEAD, list(table_rows(runs, {name: recipe.batch for name, recipe in recipes.items()})))
+    print(f"{title}\n\n{table}")
+    if args.into:
+        page = args.into.read_text(encoding="utf-8")
+        args.into.write_text(put_between(page, f"{title}\n\n{table}"), encoding="utf-8")
     plot(runs, args.output / "quality.png")
     print(f"\nplot: {args.output / 'quality.png'}")
     return 0

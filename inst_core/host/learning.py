@@ -14,15 +14,19 @@ from .training import training_mode, training_session
 from .vision import encode_latent, picture_features
 
 
-def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None) -> StyleEncoder:
+def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layers: str = ALL_LAYERS) -> StyleEncoder:
     """The style encoder that learning starts from.
 
     Args:
         continue_from: a style to go on from; None = from the recipe's start words.
+        layers: that see the style, as for ``learn``.
 
     Raises:
-        ValueError: the encoder does not fit this CLIP, or the style the encoder.
+        ValueError: the encoder does not fit this CLIP, or the style the encoder or the layers.
     """
+    if continue_from is not None and continue_from.layers != layers:
+        raise ValueError(f"continue_from is a style for layers {continue_from.layers!r}, and layers is {layers!r}. Set "
+                         f"layers to {continue_from.layers!r}, or learn a new style.")
     with training_mode():
         words = word_vectors(clip, recipe.start)
         generator = torch.Generator().manual_seed(recipe.seed)

@@ -2,8 +2,10 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from bench_quality import HEAD, Kept, table_rows  # noqa: E402
+from bench_quality import HEAD, MARKS, Kept, put_between, table_rows  # noqa: E402
 
 PAINTING, OTHER = Path("wave.png"), Path("rain.png")
 
@@ -25,3 +27,10 @@ def test_each_painting_and_encoder_has_a_row_with_its_own_numbers():
 def test_a_finished_run_is_not_made_again(tmp_path):
     Kept(tmp_path / "runs.jsonl").get(("a", 1), lambda: {"kept": 0.5})
     assert Kept(tmp_path / "runs.jsonl").get(("a", 1), lambda: 1 / 0)["kept"] == 0.5
+
+
+def test_the_table_takes_its_place_in_a_page():
+    page = f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter"
+    assert put_between(put_between(page, "new"), "newer") == f"before\n{MARKS[0]}\nnewer\n{MARKS[1]}\nafter"
+    with pytest.raises(SystemExit, match="has no <!-- quality: begin"):
+        put_between("a page", "new")
