@@ -267,13 +267,17 @@ class Run:
         return Learned(vectors, self._weights, self.losses, self.checks, self._kept, ended, verdict)
 
     def why_nothing_was_learned(self) -> str:
-        first, later = self.checks[0].loss, min(check.loss for check in self.checks[1:])
-        counted = f"nothing was learned: after {len(self.losses)} steps the held-out loss was "
+        first, later, recipe = self.checks[0].loss, min(check.loss for check in self.checks[1:]), self.recipe
+        counted = (f"nothing was learned: after {len(self.losses)} steps the held-out loss was {later:.4f}, and "
+                   f"{first:.4f} before. ")
+        if self.checks[-1].samples < CHECK_SAMPLES:
+            return (f"{counted}{self.checks[-1].samples} samples are too few to learn from: use more steps (now "
+                    f"{recipe.steps}){', or a higher max_seconds' if recipe.seconds else ''}.")
         if later > first * (1 + LEAST_GAIN):
-            return (f"{counted}{later:.4f} at best and {first:.4f} before. Lower learning_rate (now "
-                    f"{self.recipe.rate:g}); a style from continue_from may be as good as it gets already.")
-        return (f"{counted}{later:.4f}, as before. Use more steps (now {self.recipe.steps}) or a higher learning_rate "
-                f"(now {self.recipe.rate:g}), and check that model, clip and vae belong to one checkpoint.")
+            return (f"{counted}Lower learning_rate (now {recipe.rate:g}); a style from continue_from may be as good as "
+                    "it gets already.")
+        return (f"{counted}Use more steps (now {recipe.steps}) or a higher learning_rate (now {recipe.rate:g}), and "
+                "check that model, clip and vae belong to one checkpoint.")
 
 
 CONVERGED, FINISHED, TIME_LIMIT, STOPPED = "converged", "finished", "time limit", "stopped"

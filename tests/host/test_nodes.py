@@ -82,23 +82,22 @@ def press_cancel(monkeypatch, step: int) -> None:
 def test_cancel_keeps_the_best_so_far_in_a_file_of_its_own(small, pictures, monkeypatch):
     said = []
     monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
-    press_cancel(monkeypatch, 9)
     arguments = {"steps": 20, "batch_size": 8, "name": "wave"}
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
+    with pytest.raises(comfy.model_management.InterruptProcessingException), monkeypatch.context() as patch:
+        press_cancel(patch, 9)
         learn(small, pictures[:1], **arguments)
     kept, = host.style_folders()[0].glob("*.safetensors")
     assert kept.name == "wave_stopped_00001.safetensors" and said[-1].startswith(kept.name)
     assert "stopped early after 9 of 20 steps" in said[-1]
     stopped = load_style(kept)
     assert stopped.metadata["inst.ended"] == "stopped" and float(stopped.metadata["inst.loss"]) == min(stopped.losses)
-    monkeypatch.undo()
     # It is not taken for the finished style the next time.
     assert learn(small, pictures[:1], **arguments).result[0].metadata["inst.steps"] == "20"
 
 
 def test_a_run_that_gains_nothing_saves_nothing(small, pictures):
-    with pytest.raises(ValueError, match="nothing was learned: .*Lower learning_rate"):
-        learn(small, pictures[:1], learning_rate=1.0, steps=3)
+    with pytest.raises(ValueError, match="nothing was learned: .*samples are too few"):
+        learn(small, pictures[:1], learning_rate=1e-9, steps=3)
     assert not host.style_folders()[0].exists()
 
 
@@ -117,7 +116,7 @@ def test_zero_is_what_suits_the_encoder(small, pictures, clip_vision, monkeypatc
 
 
 def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
-    learn(small, pictures[:1], "paper", clip_vision=clip_vision)
+    learn(small, pictures[:1], "paper", clip_vision=clip_vision, steps=6, learning_rate=1e-3)
     saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
     attention = Attentions()
     attention.load_state_dict({k.removeprefix("attention."): v for k, v in saved.encoder_weights.items()})
@@ -202,10 +201,12 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_encoded(small, pic
 
 def test_a_vae_of_another_model_is_refused(small, pictures):
     class Flux:
+        patcher = small[2].patcher
+
         def encode(self, pixels):
             return torch.zeros(len(pixels), 16, 8, 8)
 
-    with pytest.raises(ValueError, match=r"VAE makes latents \(16, 16, 8, 8\); the model takes 4"):
+    with pytest.raises(ValueError, match=r"VAE makes latents \(1, 16, 8, 8\); the model takes 4"):
         learn((small[0], small[1], Flux()), pictures[:1])
 
 

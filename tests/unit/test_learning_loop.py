@@ -218,7 +218,9 @@ def test_a_run_that_gains_nothing_is_no_success():
 
 
 def test_a_run_that_moves_nothing_is_no_success():
-    with pytest.raises(ValueError, match=r"nothing was learned: .* as before. Use more steps \(now 3\) or a higher"):
+    with pytest.raises(ValueError, match=r"nothing was learned: .* Use more steps \(now 10\) or a higher"):
+        learn(replace(FAST, steps=10, rate=1e-12))
+    with pytest.raises(ValueError, match=r"12 samples are too few to learn from: use more steps \(now 3\)\."):
         learn(replace(FAST, steps=3, rate=1e-12))
 
 
