@@ -20,8 +20,7 @@ from .memory import WithinMemory, kept_for_backward
 from .objective import Denoiser, converged, squared_error
 from .recipes import Recipe
 
-# Held-out losses are taken about every CHECK_SAMPLES samples, and at most MOST_CHECKS times in a run.
-CHECK_SAMPLES, MOST_CHECKS = 40, 40
+CHECK_SAMPLES = 40  # between two held-out losses; in long runs a tenth of what was learned from so far
 SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
 SHARE_FOR_BANK = 0.25  # of that, for prepared samples on the device; a larger bank stays in main memory
 LEAST_GAIN = 1e-4  # share of the held-out loss; less is nothing
@@ -192,15 +191,17 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
             run.losses.append(loss)
 
             last = run.out_of_time or step == recipe.steps
-            if last or step % steps_between_checks(recipe) == 0:
+            if last or run.check_is_due:
                 run.note_check(within_memory(check))
             report(run.progress(denoised))
             if last or run.converged:
                 break
-    except BaseException:
-        if run.gained:
-            rescue(run.finish(STOPPED, within_memory.limits))
-        raise
+    except BaseException as reason:
+        try:
+            if run.gained:
+                rescue(run.finish(STOPPED, within_memory.limits))
+        finally:
+            raise reason  # also when what was learned could not be saved
     if not run.gained:
         raise ValueError(run.why_nothing_was_learned())
     ended = FINISHED if step == recipe.steps else TIME_LIMIT if last else CONVERGED
@@ -233,6 +234,11 @@ class Run:
     @property
     def gained(self) -> bool:
         return self.gain > LEAST_GAIN
+
+    @property
+    def check_is_due(self) -> bool:
+        checked = self.checks[-1].samples // self.recipe.batch
+        return len(self.losses) - checked >= steps_to_next_check(self.recipe, checked)
 
     @property
     def converged(self) -> bool:
@@ -285,9 +291,9 @@ ENDINGS = {CONVERGED: "converged", FINISHED: "finished", TIME_LIMIT: "stopped by
            STOPPED: "stopped early"}  # by cancel, or by an error
 
 
-def steps_between_checks(recipe: Recipe) -> int:
-    """Steps between two checks of the held-out loss."""
-    return max(1, CHECK_SAMPLES // recipe.batch, recipe.steps // MOST_CHECKS)
+def steps_to_next_check(recipe: Recipe, done: int) -> int:
+    """After a check of the held-out loss at step ``done``."""
+    return max(1, CHECK_SAMPLES // recipe.batch, done // 10)
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -190,7 +190,9 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
         held_out = learning.prepare_bank(session, held_out, place, lambda text: None, room)
         check = measure_seconds(lambda: learning.held_out_loss(session, encoder, None, held_out, room), session.device)
         session.denoiser.network, weights = network, count_weights(session)
-    checks = 1 + recipe.steps // learning.steps_between_checks(recipe)
+    checks, checked = 1, 0
+    while checked < recipe.steps:
+        checks, checked = checks + 1, checked + learning.steps_to_next_check(recipe, checked)
     name = f"{name}, {room.samples} at once{', recomputed' if room.recompute else ''}"
     return Cost(name, model.model.get_dtype_inference(), **cost, weights=weights,
                 fixed=fixed + checks * check + once * (len(bank) + len(held_out)),
@@ -287,10 +289,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def measure_other(commit: str) -> int:
-    """The same command line in a checkout of another commit, with this one's set-up."""
+    """The same command line, without the row that older commits do not have, in a checkout of another commit with this
+    one's set-up."""
     import in_process
 
-    arguments = [a for i, a in enumerate(sys.argv[1:], 1) if "--against" not in (a.split("=")[0], sys.argv[i - 1])]
+    arguments = [argument for argument, before in zip(sys.argv[1:], sys.argv, strict=False)
+                 if "--against" not in (argument.split("=")[0], before) and argument != "--in-turn"]
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", str(in_process.ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", "--quiet", folder, commit], check=True)

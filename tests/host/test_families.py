@@ -28,7 +28,7 @@ import support_table  # noqa: E402
 
 EPS, V, FLOW = comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION, comfy.model_sampling.CONST
 PREDICTION = {"sd2-v": V, "sd3": FLOW, "flux": FLOW, "flux-schnell": FLOW}
-LEARNING, STRENGTH, TOKENS = Recipe(steps=2, rate=0.02, batch=4), 0.6, 2
+LEARNING, STRENGTH, TOKENS = Recipe(steps=2, rate=0.01, batch=4), 0.6, 2
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """Learning in the real host: gradients, held-out loss, and that the user's models stay as they were."""
 import gc
 
+import comfy.model_sampling
 import pytest
 import torch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.bank import Batch, held_out_bank
 from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
 from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss, learn_style
-from inst_pack.inst_core.objective import squared_error
+from inst_pack.inst_core.objective import output_error, squared_error
 from inst_pack.inst_core.recipes import FAITHFUL, Recipe, choose_recipe
 
 STEPS = 16
@@ -112,6 +113,87 @@ def test_a_lora_is_seen_while_learning(small):
         with host.training_mode(), host.training_session(model_, clip_, "*", 2) as session:
             losses.append(held_out(session, encoder_for(clip, "direct"), painting()))
     assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("layers", ["all", "late"])
+def test_text_encoder_and_denoiser_in_turn_learn_the_same_style(small, layers):
+    """Where both do not fit on the device, never both are on it."""
+    import comfy.model_management
+
+    model, clip, _ = small
+
+    def learn(together: bool):
+        here = []
+        with host.training_mode():
+            encoder = encoder_for(clip, "direct")
+            with host.training_session(model, clip, "a house, *", 2, layers, together) as session:
+                def watch(plain):
+                    def watched(*arguments):
+                        result = plain(*arguments)
+                        loaded = [m.model for m in comfy.model_management.current_loaded_models]
+                        here.append([patcher in loaded for patcher in session.residents.patchers])
+                        return result
+
+                    return watched
+
+                session.denoiser._run, session.text.encode = watch(session.denoiser._run), watch(session.text.encode)
+                return learn_style(session, encoder, painting(), QUICK).vectors["clip_l"], here
+
+    (both, always), (turns, changing) = learn(True), learn(False)
+    assert torch.equal(both, turns)
+    assert all(place == [True, True] for place in always)
+    assert {tuple(place) for place in changing} == {(True, False), (False, True)}
+
+
+def test_whether_models_fit_together_is_decided_by_free_memory(monkeypatch):
+    import comfy.model_management as management
+    from inst_pack.inst_core.host.training import fit_together
+
+    class Patcher:
+        def __init__(self, size: int, device: str):
+            self.model_size, self.load_device = (lambda: size), torch.device(device)
+
+    free = 10 * 2**30
+    monkeypatch.setattr(management, "free_memory", lambda needed, device: None)
+    monkeypatch.setattr(management, "get_free_memory", lambda device: free)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**30)
+    gib = 2**30
+    assert fit_together([Patcher(6 * gib, "cuda"), Patcher(2 * gib, "cuda")])
+    assert not fit_together([Patcher(6 * gib, "cuda"), Patcher(3 * gib, "cuda")])
+    assert fit_together([Patcher(6 * gib, "cuda"), Patcher(9 * gib, "cpu")])  # the text encoder is elsewhere anyway
+    assert fit_together([Patcher(99 * gib, "cpu"), Patcher(9 * gib, "cpu")])
+
+
+def test_out_of_memory_is_known_as_the_host_knows_it(monkeypatch):
+    import comfy.model_management as management
+    from inst_pack.inst_core.host.training import is_out_of_memory
+
+    assert is_out_of_memory(torch.OutOfMemoryError("")) and not is_out_of_memory(RuntimeError("shapes"))
+    monkeypatch.setattr(management, "is_oom", lambda error: "the host says so" in str(error), raising=False)
+    monkeypatch.setattr(management, "OOM_EXCEPTION", torch.OutOfMemoryError)
+    assert is_out_of_memory(RuntimeError("the host says so"))
+    monkeypatch.setattr(management, "OOM_EXCEPTION", Exception)  # what the host falls back to: every error at all
+    assert not is_out_of_memory(RuntimeError("the host says so"))
+
+
+EPS, V, FLOW = (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION, comfy.model_sampling.CONST)
+
+
+@pytest.mark.parametrize("levels, prediction, right", [
+    (comfy.model_sampling.ModelSamplingDiscrete, EPS, lambda z, n, s: n),
+    (comfy.model_sampling.ModelSamplingDiscrete, V, lambda z, n, s: (n - s * z) / (s**2 + 1).sqrt()),
+    (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0, lambda z, n, s: z),
+    (comfy.model_sampling.ModelSamplingDiscreteFlow, FLOW, lambda z, n, s: n - z),
+    (comfy.model_sampling.ModelSamplingFlux, FLOW, lambda z, n, s: n - z),
+], ids=["eps", "v", "x0", "flow", "flux"])
+def test_the_loss_is_that_of_the_hosts_own_parametrisations(levels, prediction, right):
+    """``right``: what each kind of network is trained to say."""
+    sampling = type("Sampling", (levels, prediction), {})()
+    z, n, said = torch.randn(3, 2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([float(sampling.percent_to_sigma(1 - t)) for t in (0.05, 0.8)])
+    x = sampling.noise_scaling(sigma, n.clone(), z)
+    error = output_error(sampling, sigma, sampling.calculate_denoised(sigma, said, x), z)
+    torch.testing.assert_close(error, said - right(z, n, sigma.view(-1, 1, 1, 1)), rtol=1e-3, atol=1e-3)
 
 
 def picture_of(model, clip, vae) -> torch.Tensor:

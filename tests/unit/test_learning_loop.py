@@ -244,6 +244,13 @@ def test_the_time_limit(monkeypatch):
     assert "stopped by the time limit after" in learned.verdict
 
 
+def test_held_out_losses_get_rarer_in_a_long_run():
+    learned = learn(replace(FAST, steps=300, rate=1e-5, patience=None))
+    steps = [check.samples // 4 for check in learned.checks]
+    assert steps[:12] == list(range(0, 120, 10)) and steps[-1] == 300
+    assert all(10 <= b - a <= max(10, b / 10) for a, b in zip(steps[11:], steps[12:-1], strict=False))
+
+
 def test_the_held_out_loss_looks_at_the_levels_that_are_learned():
     seen = []
 
@@ -278,6 +285,18 @@ def test_a_run_that_is_stopped_hands_over_the_best_so_far(accident):
     again = held_out_loss(session, module, None, held_out_bank(painting().whole), Room(8))
     assert again == pytest.approx(learned.kept, rel=1e-6)
     assert learned.ended == "stopped" and "stopped early after 43 of 100 steps" in learned.verdict
+
+
+def test_an_interrupt_goes_on_its_way_though_nothing_could_be_saved():
+    def report(step):
+        if step.done == 12:
+            raise Stop
+
+    def rescue(learned):
+        raise OSError("no space left on device")
+
+    with pytest.raises(Stop):
+        learn(report=report, rescue=rescue)
 
 
 def test_a_run_that_is_stopped_before_anything_was_learned_hands_over_nothing():
