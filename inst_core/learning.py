@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -202,8 +202,7 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
                 rescue(run.finish(STOPPED, within_memory.limits))
         finally:
             raise reason  # also when what was learned could not be saved
-    if not run.gained:
-        raise ValueError(run.why_nothing_was_learned())
+    run.check_gained()
     ended = FINISHED if step == recipe.steps else TIME_LIMIT if last else CONVERGED
     return run.finish(ended, within_memory.limits)
 
@@ -272,18 +271,22 @@ class Run:
                    f"{describe_economy(room, self.recipe)}")
         return Learned(vectors, self._weights, self.losses, self.checks, self._kept, ended, verdict)
 
-    def why_nothing_was_learned(self) -> str:
+    def check_gained(self) -> None:
+        """Raises ValueError, with the likely reason, if nothing was learned."""
+        if self.gained:
+            return
         first, later, recipe = self.checks[0].loss, min(check.loss for check in self.checks[1:]), self.recipe
-        counted = (f"nothing was learned: after {len(self.losses)} steps the held-out loss was {later:.4f}, and "
-                   f"{first:.4f} before. ")
+        counted = f"after {len(self.losses)} steps the held-out loss was {later:.4f}, and {first:.4f} before"
         if self.checks[-1].samples < CHECK_SAMPLES:
-            return (f"{counted}{self.checks[-1].samples} samples are too few to learn from: use more steps (now "
-                    f"{recipe.steps}){', or a higher max_seconds' if recipe.seconds else ''}.")
+            raise ValueError(f"nothing was learned: {counted}. {self.checks[-1].samples} samples are too few to learn "
+                             f"from: use more steps (now {recipe.steps})"
+                             f"{', or a higher max_seconds' if recipe.seconds else ''}.")
         if later > first * (1 + LEAST_GAIN):
-            return (f"{counted}Lower learning_rate (now {recipe.rate:g}); a style from continue_from may be as good as "
-                    "it gets already.")
-        return (f"{counted}Use more steps (now {recipe.steps}) or a higher learning_rate (now {recipe.rate:g}), and "
-                "check that model, clip and vae belong to one checkpoint.")
+            raise ValueError(f"nothing was learned: {counted}. Lower learning_rate (now {recipe.rate:g}); a style from "
+                             "continue_from may be as good as it gets already.")
+        raise ValueError(f"nothing was learned: {counted}. Use more steps (now {recipe.steps}) or a higher "
+                         f"learning_rate (now {recipe.rate:g}), and check that model, clip and vae belong to one "
+                         "checkpoint.")
 
 
 CONVERGED, FINISHED, TIME_LIMIT, STOPPED = "converged", "finished", "time limit", "stopped"
@@ -317,19 +320,19 @@ def finite_gradient(session: Session, run: Run, batch: Batch, seed: int, within_
             scale.note_good_step()
             return loss.item(), denoised
         if scale.exhausted or not torch.isfinite(loss):
-            raise ValueError(explain_not_finite(loss, run))
+            refuse_not_finite(loss, run)
         scale.back_off()
 
 
-def explain_not_finite(loss: Tensor, run: Run) -> str:
+def refuse_not_finite(loss: Tensor, run: Run) -> NoReturn:
     """The learning rate is only at fault where it has driven the pseudo-words far away from where they began."""
-    what = f"At step {len(run.losses) + 1} the loss was {loss.item():g} and its gradient is not finite. "
     growth = run.growth
+    what = f"At step {len(run.losses) + 1} the loss was {loss.item():g} and its gradient is not finite"
     if not growth < GROWN:
-        return (f"{what}The pseudo-words are {growth:.0f} times as long as at first: lower learning_rate (now "
-                f"{run.recipe.rate:g}).")
-    return (f"{what}The model left the range of half precision: run ComfyUI with --bf16-unet or --fp32-unet (and "
-            "--fp32-text-enc).")
+        raise ValueError(f"{what}. The pseudo-words are {growth:.0f} times as long as at first: lower learning_rate "
+                         f"(now {run.recipe.rate:g}).")
+    raise ValueError(f"{what}. The model left the range of half precision: run ComfyUI with --bf16-unet or --fp32-unet "
+                     "(and --fp32-text-enc).")
 
 
 def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, batch: Batch, seed: int,
