@@ -34,7 +34,7 @@ class Recipe:
     tokens: int = 4
     steps: int = 100
     batch: int = 4
-    rate: float = 1.5e-3
+    rate: float = 5e-3
     decay: bool = True
     views: int = 16
     strongest: float = 1.0
