@@ -14,6 +14,8 @@ Vectors = dict[str, Tensor]
 
 PAPER_WIDTH = 768
 PAPER_DROPOUT = 0.05
+CLIP_L_RMS = 0.0144  # of the numbers in CLIP ViT-L/14's vocabulary, for which learning rates of words are meant
+ADAM_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,26 @@ class Attentions(nn.Module):
         return linear(dropout(self.attn2(queries, x, generator), generator))
 
 
+def word_group(words: nn.Parameter, rate: float) -> dict:
+    """AdamW's options for pseudo-words (n, width): in every step they move by the same share of their length, whatever
+    the scale of the vocabulary.  Vocabularies differ: T5's numbers are far larger than CLIP's.
+
+    Args:
+        rate: for words of CLIP-L's scale.
+    """
+    scale = float(words.detach().square().mean().sqrt()) / CLIP_L_RMS or 1.0
+    return {"params": [words], "lr": rate * scale, "eps": ADAM_EPS / scale, "weight_decay": 0.0}
+
+
 class StyleEncoder(nn.Module):
     """Base of all encoders.
 
     Attributes:
         needs_picture: whether ``features`` are used; without it no CLIP vision model is needed.
-        learning_rate: what AdamW gets unless the user chooses.
-        faithful: trained by the released recipe (uniform levels, the last step counts).
         dropout_when_applied: dropout stays on after learning.
     """
 
     needs_picture = True
-    learning_rate = 5e-3
-    faithful = False
     dropout_when_applied = False
 
     def forward(self, features: PictureFeatures | None, generator: torch.Generator | None = None) -> Vectors:
@@ -110,16 +119,13 @@ class StyleEncoder(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def free_vectors(self) -> list[nn.Parameter]:
-        """Parameters that are pseudo-words themselves, (n, width) each; none where a network makes them."""
-        return []
+    def parameter_groups(self, rate: float) -> list[dict]:
+        """What AdamW moves, and how fast."""
+        return [{"params": list(self.parameters()), "lr": rate}]
 
 
 class PaperEncoder(StyleEncoder):
     """``paper``: the paper's module, with CLIP seeing the picture. One vector of width 768."""
-
-    learning_rate = 1e-4
-    faithful = True
 
     def __init__(self, key: str):
         super().__init__()
@@ -153,8 +159,6 @@ class AttentionEncoder(StyleEncoder):
     starting word, through a projection that begins at zero: learning starts from a prompt the model understands.
     """
 
-    learning_rate = 1e-3
-
     def __init__(self, start: Mapping[str, Tensor], tokens: int, generator: torch.Generator,
                  patch_width: int = 1024, width: int = PAPER_WIDTH):
         super().__init__()
@@ -176,6 +180,11 @@ class AttentionEncoder(StyleEncoder):
         return {k: self.words[k] + head(x[0]) * self.words[k].norm(dim=-1, keepdim=True).detach()
                 for k, head in self.heads.items()}
 
+    def parameter_groups(self, rate: float) -> list[dict]:
+        words = list(self.words.values())
+        network = [p for p in self.parameters() if all(p is not word for word in words)]
+        return [{"params": network, "lr": rate}, *(word_group(word, rate) for word in words)]
+
 
 class DirectEncoder(StyleEncoder):
     """``direct``: n free vectors. Needs no CLIP vision and fits every text encoder."""
@@ -189,8 +198,8 @@ class DirectEncoder(StyleEncoder):
     def forward(self, features: PictureFeatures | None = None, generator: torch.Generator | None = None) -> Vectors:
         return dict(self.vectors.items())
 
-    def free_vectors(self) -> list[nn.Parameter]:
-        return list(self.vectors.values())
+    def parameter_groups(self, rate: float) -> list[dict]:
+        return [word_group(vectors, rate) for vectors in self.vectors.values()]
 
 
 ENCODERS = {"direct": DirectEncoder, "attention": AttentionEncoder, "paper": PaperEncoder, "released": ReleasedEncoder}

@@ -3,43 +3,63 @@
 The denoiser and the text encoder stay frozen; only the style encoder's parameters move.
 """
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-from .encoders import DirectEncoder, PictureFeatures, StyleEncoder, Vectors
-from .memory import WithinMemory, is_out_of_memory, kept_for_backward
-from .objective import (
-    RELEASED,
-    Batch,
-    Objective,
-    converged,
-    held_out_bank,
-    noise_error,
-    samples,
-    weighted,
-)
+from .bank import Batch, draw_bank, draw_fresh, held_out_bank, prepare, rounds
+from .encoders import PictureFeatures, StyleEncoder, Vectors
+from .loss_scale import LossScale
+from .memory import WithinMemory, kept_for_backward
+from .objective import Denoiser, converged, squared_error
+from .recipes import Recipe
 
-# Defaults, chosen by the ablation in docs/learning.md.
-TOKENS, STEPS, BATCH_SIZE, CROPS = 4, 100, 4, 16
-START_WORDS = "painting"
-
-# Held-out losses are taken about every CHECK_SAMPLES samples, and at most MOST_CHECKS times in a run.
-CHECK_SAMPLES, MOST_CHECKS = 40, 40
+CHECK_SAMPLES = 40  # between two held-out losses; in long runs a tenth of what was learned from so far
 SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
+SHARE_FOR_BANK = 0.25  # of that, for prepared samples on the device; a larger bank stays in main memory
+LEAST_GAIN = 1e-4  # share of the held-out loss; less is nothing
+GROWN = 10.0  # times its first length, from which on a pseudo-word is no word to the text encoder any more
 
-# (steps done, samples done, training loss, denoised predictions (B, C, h, w)); raises to stop.
-Report = Callable[[int, int, float, Tensor], None]
 Weights = dict[str, Tensor]
+
+
+class Conditioning(Protocol):
+    """A named tuple of tensors that the text encoder gives and the denoiser takes, some of them None."""
+
+
+class Text(Protocol):
+    """A frozen text encoder with one prompt."""
+
+    def encode(self, vectors: Vectors) -> Conditioning:
+        """The prompt with these pseudo-words."""
+
+    def recording(self) -> AbstractContextManager:
+        """In which ``encode`` and its backward pass run."""
+
+
+class Session(Protocol):
+    """Models that can be differentiated; see ``host.training.TrainingSession``."""
+
+    denoiser: Denoiser
+    text: Text
+    device: torch.device
+
+    def free_bytes(self) -> int:
+        """Memory that is free on the device, with the denoiser on it."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an exception says that memory ran out."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much is computed at once. Results depend on it to rounding only.
+    """How much is computed at once. It changes results by rounding errors only.
 
     Attributes:
         samples: of one optimiser step that go through the denoiser together.
@@ -59,7 +79,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Painting:
-    """What is learned from.
+    """The pictures that a style is learned from.
 
     Attributes:
         views: (V, C, h, w) clean latents in model space: crops of the painting, or it and its mirror image.
@@ -75,39 +95,6 @@ class Painting:
         return Painting(self.views.clone(), self.whole.clone(), self.features and self.features.clone())
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to learn.
-
-    Attributes:
-        steps: optimiser steps, at the most.
-        learning_rate: of AdamW.
-        batch_size: samples a step.
-        seed: draws everything that is random.
-        seconds: time limit, 0 = none.
-        objective: which samples, for encoders that are not ``faithful``.
-        keep_norm: vectors of ``direct`` keep the length they start with.
-        ema: decay of the average of the encoder's weights that is kept as the result, 0 = no average.
-    """
-
-    steps: int = STEPS
-    learning_rate: float = DirectEncoder.learning_rate
-    batch_size: int = BATCH_SIZE
-    seed: int = 0
-    seconds: float = 0
-    objective: Objective = field(default_factory=Objective)
-    keep_norm: bool = False
-    ema: float = 0.0
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; at least 1 is needed. A hundred or so learn a style.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; at least 1 is needed.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 (about 1e-4 to 1e-2).")
-
-
 class Check(NamedTuple):
     """A held-out loss, and how many samples and seconds of learning came before it."""
 
@@ -116,216 +103,352 @@ class Check(NamedTuple):
     loss: float
 
 
+class Step(NamedTuple):
+    """What is known after a step.
+
+    Attributes:
+        done, steps: steps done, and steps at the most.
+        gain: share of the held-out loss that the best style so far took away.
+        seconds_left: at the most.
+        denoised: (B, C, h, w) denoised predictions, from little to much noise.
+    """
+
+    done: int
+    steps: int
+    gain: float
+    seconds_left: float
+    denoised: Tensor
+
+
 @dataclass(frozen=True)
 class Learned:
-    """What came of it.
+    """The result of a run.
 
     Attributes:
         vectors: the pseudo-words.
+        weights: of the encoder that makes them.
         losses: training loss of every step.
         checks: losses on the fixed bank, first to last.
         kept: the held-out loss of ``vectors``.
+        ended: how the run ended, one of ``ENDINGS``.
         verdict: one line for the person who waited.
     """
 
     vectors: Vectors
+    weights: Weights
     losses: list[float]
     checks: list[Check]
     kept: float
+    ended: str
     verdict: str
 
 
-def learn_style(session, encoder: StyleEncoder, painting: Painting, settings: Settings, report: Report) -> Learned:
+def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, recipe: Recipe,
+                report: Callable[[Step], object] = lambda step: None, tell: Callable[[str], object] = lambda text: None,
+                rescue: Callable[[Learned], object] = lambda learned: None) -> Learned:
     """Moves ``encoder`` until the frozen denoiser explains the painting.
 
     Args:
-        session: ``denoiser``, ``text``, ``device``, ``free_bytes`` (see ``host.training.TrainingSession``).
-        report: called after every step.
+        report: called after every step; raises to stop.
+        tell: called with a line about what goes on before the first step; raises to stop.
+        rescue: called with the best style so far when the run ends by an exception, interrupts included, and
+            something was learned by then. The exception goes on its way afterwards.
 
     Returns:
-        The learned vectors. Faithful encoders run all steps and keep the last, like the released code; others stop
-        when the held-out loss no longer falls, and keep the best. ``encoder`` holds the same weights.
+        The learned vectors: the best by held-out loss, or the last, as the recipe says. ``encoder`` holds the same
+        weights.
 
     Raises:
-        ValueError: the loss or its gradient is not finite.
+        ValueError: nothing was learned, or the loss or its gradient is not finite.
     """
-    session.denoiser.forget()
     painting = painting.clone()  # tensors made in inference mode cannot be saved for backward; their clones can
-    generator = torch.Generator().manual_seed(settings.seed)
-    objective = RELEASED if encoder.faithful else settings.objective
-    batches = samples(painting.views, settings.batch_size, objective, session.denoiser.log_snr, generator)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, fused=True)
-    within_memory = WithinMemory(room_for(session, encoder, painting, settings.batch_size))
-    norms, average = row_norms(encoder), copied(encoder.state_dict()) if settings.ema else None
-    check_every = max(1, CHECK_SAMPLES // settings.batch_size, settings.steps // MOST_CHECKS)
-    began, late, losses, checks = time.monotonic(), False, [], []
+    generator = torch.Generator().manual_seed(recipe.seed)
+    bank = draw_bank(painting.views, recipe, generator) if recipe.bank else None
+    held_out = held_out_bank(painting.whole, recipe.strongest)
 
-    def check() -> None:
-        with holding(encoder, average):
-            loss = within_memory(lambda room: held_out_loss(session, encoder, painting, room))
-        checks.append(Check(len(losses) * settings.batch_size, time.monotonic() - began, loss))
+    run = Run(recipe, encoder, painting.features)
 
-    check()
-    best = copied(encoder.state_dict())
-    for step in range(1, settings.steps + 1):
-        batch = next(batches)
-        loss, denoised = within_memory(
-            lambda room, batch=batch: backward(session, encoder, painting.features, batch, generator, room))
-        check_finite(loss, encoder, step, settings)
-        optimizer.step()
-        optimizer.zero_grad()
-        if settings.keep_norm:
-            restore_norms(encoder, norms)
-        if settings.ema:
-            update_average(average, encoder, settings.ema)
-        losses.append(loss.item())
+    tell("finding out how much fits into memory")
+    room, place = plan_memory(session, encoder, painting.features, bank, held_out, recipe.batch)
+    within_memory = WithinMemory(room, session.is_out_of_memory)
+    held_out = within_memory(partial(prepare_bank, session, held_out, place, tell))
+    if bank is not None:
+        bank = within_memory(partial(prepare_bank, session, bank, place, tell))
 
-        late = bool(settings.seconds) and time.monotonic() - began > settings.seconds
-        last = late or step == settings.steps
-        if last or step % check_every == 0:
-            check()
-            if encoder.faithful or checks[-1].loss <= min(c.loss for c in checks):
-                best = copied(average or encoder.state_dict())
-        report(step, step * settings.batch_size, losses[-1], denoised)
-        if last or (converged([c.loss for c in checks]) and not encoder.faithful):
-            break
+    batches = draw_fresh(painting.views, recipe, generator) if bank is None else rounds(bank, recipe.batch, generator)
+    optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate_at)
+    scale = LossScale()
 
-    encoder.load_state_dict(best)
-    kept = checks[-1].loss if encoder.faithful else min(c.loss for c in checks)
-    ended = "stopped by the time limit" if late else "converged" if step < settings.steps else "finished"
-    verdict = (f"{ended} after {step} of {settings.steps} steps ({checks[-1].samples} samples, "
-               f"{checks[-1].seconds:.1f} s), held-out loss {checks[0].loss:.4f} \u2192 {kept:.4f}"
-               f"{economy(within_memory.limits, settings)}")
-    return Learned(final_vectors(encoder, painting.features, settings.seed), losses, checks, kept, verdict)
+    tell("measuring how well the model knows the painting already")
+    check = partial(held_out_loss, session, encoder, painting.features, held_out)
+    run.note_check(within_memory(check))
+    try:
+        for step in range(1, recipe.steps + 1):
+            loss, denoised = finite_gradient(session, run, next(batches), draw_seed(generator), within_memory, scale)
+            optimizer.step()
+            schedule.step()
+            run.losses.append(loss)
+
+            last = run.out_of_time or step == recipe.steps
+            if last or run.check_is_due:
+                run.note_check(within_memory(check))
+            report(run.progress(denoised))
+            if last or run.converged:
+                break
+    except BaseException as reason:
+        try:
+            if run.gained:
+                rescue(run.finish(STOPPED, within_memory.limits))
+        finally:
+            raise reason  # also when what was learned could not be saved
+    run.check_gained()
+    ended = FINISHED if step == recipe.steps else TIME_LIMIT if last else CONVERGED
+    return run.finish(ended, within_memory.limits)
 
 
-def backward(session, encoder: StyleEncoder, features: PictureFeatures | None, batch: Batch,
-             generator: torch.Generator | None, room: Room) -> tuple[Tensor, Tensor]:
-    """Accumulates d(loss)/d(encoder parameters); returns the mean loss and the denoised predictions, both detached.
+class Run:
+    """What happened so far in one run.
+
+    Attributes:
+        losses: training losses of the steps.
+        checks: held-out losses.
+    """
+
+    def __init__(self, recipe: Recipe, encoder: StyleEncoder, features: PictureFeatures | None):
+        self.recipe, self.encoder, self.features = recipe, encoder, features
+        self.began, self.losses, self.checks = time.monotonic(), [], []
+        self._first_lengths = lengths(encoder, features)
+        self._kept, self._weights = float("inf"), copy_weights(encoder)
+
+    @property
+    def out_of_time(self) -> bool:
+        return bool(self.recipe.seconds) and time.monotonic() - self.began > self.recipe.seconds
+
+    @property
+    def gain(self) -> float:
+        """Share of the first held-out loss that is gone with the style that would be kept now."""
+        return 1 - self._kept / self.checks[0].loss
+
+    @property
+    def gained(self) -> bool:
+        return self.gain > LEAST_GAIN
+
+    @property
+    def check_is_due(self) -> bool:
+        checked = self.checks[-1].samples // self.recipe.batch
+        return len(self.losses) - checked >= steps_to_next_check(self.recipe, checked)
+
+    @property
+    def converged(self) -> bool:
+        return self.recipe.patience is not None and converged([c.loss for c in self.checks], self.recipe.patience)
+
+    @property
+    def growth(self) -> float:
+        """How many times longer than at first the longest pseudo-word is."""
+        now = lengths(self.encoder, self.features)
+        return max(float((now[k] / self._first_lengths[k].clamp_min(1e-12)).max()) for k in now)
+
+    def note_check(self, loss: float) -> None:
+        """Takes a held-out loss of the encoder as it is; its weights are kept where they are the best."""
+        self.checks.append(Check(len(self.losses) * self.recipe.batch, time.monotonic() - self.began, loss))
+        if loss <= self._kept or not self.recipe.keep_best:
+            self._kept, self._weights = loss, copy_weights(self.encoder)
+
+    def progress(self, denoised: Tensor) -> Step:
+        done, steps, spent = len(self.losses), self.recipe.steps, time.monotonic() - self.began
+        left = (spent - self.checks[0].seconds) / done * (steps - done)
+        if self.recipe.seconds:
+            left = min(left, max(0.0, self.recipe.seconds - spent))
+        return Step(done, steps, self.gain, left, denoised)
+
+    def finish(self, ended: str, room: Room) -> Learned:
+        """The style that is kept; the encoder gets its weights back."""
+        self.encoder.load_state_dict(self._weights)
+        vectors = final_vectors(self.encoder, self.features, self.recipe.seed)
+        verdict = (f"{percent(self.gain)} closer to the painting by held-out loss; {ENDINGS[ended]} after "
+                   f"{len(self.losses)} of {self.recipe.steps} steps, {self.checks[-1].seconds:.0f} s"
+                   f"{describe_economy(room, self.recipe)}")
+        return Learned(vectors, self._weights, self.losses, self.checks, self._kept, ended, verdict)
+
+    def check_gained(self) -> None:
+        """Raises ValueError, with the likely reason, if nothing was learned."""
+        if self.gained:
+            return
+        first, later, recipe = self.checks[0].loss, min(check.loss for check in self.checks[1:]), self.recipe
+        counted = f"after {len(self.losses)} steps the held-out loss was {later:.4f}, and {first:.4f} before"
+        if self.checks[-1].samples < CHECK_SAMPLES:
+            raise ValueError(f"nothing was learned: {counted}. {self.checks[-1].samples} samples are too few to learn "
+                             f"from: use more steps (now {recipe.steps})"
+                             f"{', or a higher max_seconds' if recipe.seconds else ''}.")
+        if later > first * (1 + LEAST_GAIN):
+            raise ValueError(f"nothing was learned: {counted}. Lower learning_rate (now {recipe.rate:g}); a style from "
+                             "continue_from may be as good as it gets already.")
+        raise ValueError(f"nothing was learned: {counted}. Use more steps (now {recipe.steps}) or a higher "
+                         f"learning_rate (now {recipe.rate:g}), and check that model, clip and vae belong to one "
+                         "checkpoint.")
+
+
+CONVERGED, FINISHED, TIME_LIMIT, STOPPED = "converged", "finished", "time limit", "stopped"
+ENDINGS = {CONVERGED: "converged", FINISHED: "finished", TIME_LIMIT: "stopped by the time limit",
+           STOPPED: "stopped early"}  # by cancel, or by an error
+
+
+def steps_to_next_check(recipe: Recipe, done: int) -> int:
+    """After a check of the held-out loss at step ``done``."""
+    return max(1, CHECK_SAMPLES // recipe.batch, done // 10)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """For a step's own randomness: however often the step is tried, it draws the same."""
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def finite_gradient(session: Session, run: Run, batch: Batch, seed: int, within_memory: WithinMemory[Room],
+                    scale: LossScale) -> tuple[float, Tensor]:
+    """Puts the gradient of one batch into the encoder, with a smaller loss scale as often as it overflows.
+
+    Returns:
+        Mean loss, and the denoised predictions.
+
+    Raises:
+        ValueError: the loss or, at any scale, its gradient is not finite; the style is as it was.
+    """
+    while True:
+        loss, denoised = within_memory(partial(backward, session, run.encoder, run.features, batch, seed, scale.value))
+        if all(p.grad is None or torch.isfinite(p.grad).all() for p in run.encoder.parameters()):
+            scale.note_good_step()
+            return loss.item(), denoised
+        if scale.exhausted or not torch.isfinite(loss):
+            refuse_not_finite(loss, run)
+        scale.back_off()
+
+
+def refuse_not_finite(loss: Tensor, run: Run) -> NoReturn:
+    """The learning rate is only at fault where it has driven the pseudo-words far away from where they began."""
+    growth = run.growth
+    what = f"At step {len(run.losses) + 1} the loss was {loss.item():g} and its gradient is not finite"
+    if not growth < GROWN:
+        raise ValueError(f"{what}. The pseudo-words are {growth:.0f} times as long as at first: lower learning_rate "
+                         f"(now {run.recipe.rate:g}).")
+    raise ValueError(f"{what}. The model left the range of half precision: run ComfyUI with --bf16-unet or --fp32-unet "
+                     "(and --fp32-text-enc).")
+
+
+def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, batch: Batch, seed: int,
+             scale: float, room: Room) -> tuple[Tensor, Tensor]:
+    """Gives the encoder's parameters their gradients of the mean loss; returns the loss and the denoised predictions,
+    both detached.
 
     Cut in two at the context: the denoiser gives d(loss)/d(context), as many samples at a time as there is room for;
     the text encoder, run a second time with gradients, carries it on to the encoder.
+
+    Args:
+        seed: of dropout, where the encoder has any.
+        scale: of the loss on its way back (see ``LossScale``).
     """
     session.denoiser.recompute = room.recompute
-    state = generator and generator.get_state()
-    try:
-        vectors = encoder(features, generator)
-        context = leaf(text_of(session, vectors))
-        total, parts = 0.0, []
-        for part in batch.split(room.samples):
-            error, denoised = noise_error(session.denoiser, part, context, session.device)
-            loss = weighted(error, part.weight).sum()
-            # The sum, divided afterwards: the mean's tiny gradients would vanish in a float16 denoiser.
-            loss.backward()
-            total += loss.detach()
-            parts.append(denoised.detach())
-        count = batch.latent.numel()
-        with session.text.recording():
-            # A denoiser without size conditioning ignores the pooled output.
-            reached = [(t, c.grad / count) for t, c in zip(session.text.encode(vectors), context, strict=True)
-                       if c is not None and c.grad is not None]
-            torch.autograd.backward(*zip(*reached, strict=True))
-    except BaseException:
-        if generator:
-            generator.set_state(state)  # a second try with less memory draws the same dropout
-        raise
-    return total / count, torch.cat(parts)
+    encoder.zero_grad()  # also of a try that memory did not suffice for
+    vectors = encoder(features, torch.Generator().manual_seed(seed))
+    context = make_leaves(encode_detached(session, vectors))
+    losses, predictions = [], []
+    for part in batch.split(room.samples):
+        error, denoised = squared_error(session.denoiser, part, context, session.device)
+        losses.append(error.flatten(1).mean(1))
+        (losses[-1].sum() * scale).backward()
+        losses[-1] = losses[-1].detach()
+        predictions.append(denoised.detach())
+    with session.text.recording():
+        # A denoiser without size conditioning ignores the pooled output.
+        reached = [(t, c.grad) for t, c in zip(tree_leaves(session.text.encode(vectors)), tree_leaves(context),
+                                               strict=True) if torch.is_tensor(c) and c.grad is not None]
+        torch.autograd.backward(*zip(*reached, strict=True))
+    for parameter in encoder.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= scale * len(batch)
+    return torch.cat(losses).mean(), torch.cat(predictions)
 
 
 @torch.no_grad()
-def text_of(session, vectors: Vectors):
+def encode_detached(session: Session, vectors: Vectors) -> Conditioning:
     """The context of the prompt with these pseudo-words, without gradients."""
     return session.text.encode({k: v.detach() for k, v in vectors.items()})
 
 
-def leaf(conditioning):
-    """The same, as the place where a gradient ends."""
-    return type(conditioning)(*(t if t is None else t.detach().requires_grad_() for t in conditioning))
+def make_leaves(conditioning: Conditioning) -> Conditioning:
+    """The same, as the place where a gradient ends. Some text encoders give further tensors, masks among them."""
+    return tree_map(lambda t: t.detach().requires_grad_(t.is_floating_point()) if torch.is_tensor(t) else t,
+                    conditioning)
 
 
-def room_for(session, encoder: StyleEncoder, painting: Painting, samples: int) -> Room:
-    """How many of ``samples`` go through the denoiser together, by what backward keeps of one and the memory that is
-    free; with recomputation where not even one fits."""
-    try:
-        kept = kept_of_one_sample(session, encoder, painting)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return Room(1, recompute=True)
-    fitting = int(SHARE_OF_FREE_MEMORY * session.free_bytes() / max(kept, 1))
-    return Room(min(samples, max(1, fitting)), recompute=fitting < 1)
+# ---- memory ----
 
+def plan_memory(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, bank: Batch | None,
+                held_out: Batch, samples: int) -> tuple[Room, torch.device]:
+    """How many of ``samples`` go through the denoiser together, and where prepared samples are kept.
 
-def kept_of_one_sample(session, encoder: StyleEncoder, painting: Painting) -> int:
-    """Bytes of activations that backward keeps of one sample, nothing recomputed."""
+    Measured on one sample: what the denoiser prepares of it, and what backward keeps of it. Prepared samples stay on
+    the device where they take little of what is free, and count there; otherwise they wait in main memory. Where not
+    even one sample fits, activations are recomputed.
+    """
+    main_memory = torch.device("cpu")
     session.denoiser.recompute = False
-    one = next(held_out_bank(painting.views).split(1))
-    context = leaf(text_of(session, encoder(painting.features)))
-    return kept_for_backward(lambda: noise_error(session.denoiser, one, context, session.device)[0])
+    one = next((held_out if bank is None else bank).split(1))
+    try:
+        one = replace(one, prepared=tuple(session.denoiser.prepare(one)))
+        kept = kept_of_one_sample(session, encoder, features, one)
+    except (RuntimeError, MemoryError) as error:
+        if not session.is_out_of_memory(error):
+            raise
+        return Room(1, recompute=True), main_memory
+    free = SHARE_OF_FREE_MEMORY * session.free_bytes()
+    numbers = sum(b.latent.numel() for b in (bank, held_out) if b is not None)
+    prepared = one.prepared_bytes * numbers / one.latent.numel()
+    on_device = session.device.type == "cpu" or prepared <= SHARE_FOR_BANK * free
+    fitting = int((free - prepared * on_device) / max(kept, 1))
+    return Room(min(samples, max(1, fitting)), recompute=fitting < 1), session.device if on_device else main_memory
+
+
+def kept_of_one_sample(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, one: Batch) -> int:
+    """Bytes of activations that backward keeps of one sample, nothing recomputed."""
+    context = make_leaves(encode_detached(session, encoder(features)))
+    return kept_for_backward(lambda: squared_error(session.denoiser, one, context, session.device)[0])
+
+
+def prepare_bank(session: Session, bank: Batch, place: torch.device, tell: Callable[[str], object],
+                 room: Room) -> Batch:
+    """The bank with what the denoiser computes of it once and for all, kept at ``place``."""
+    return prepare(session.denoiser, bank, room.samples, place,
+                   lambda done: tell(f"computing once what the style does not change: sample {done} of {len(bank)}"))
 
 
 @torch.no_grad()
-def held_out_loss(session, encoder: StyleEncoder, painting: Painting, room: Room) -> float:
+def held_out_loss(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, held_out: Batch,
+                  room: Room) -> float:
     """Mean loss on the fixed bank, the encoder as it is applied (dropout off)."""
-    conditioning = text_of(session, encoder(painting.features))
-    errors = [noise_error(session.denoiser, batch, conditioning, session.device)[0].flatten(1).mean(1)
-              for batch in held_out_bank(painting.whole).split(room.samples)]
+    conditioning = encode_detached(session, encoder(features))
+    errors = [squared_error(session.denoiser, part, conditioning, session.device)[0].flatten(1).mean(1)
+              for part in held_out.split(room.samples)]
     return torch.cat(errors).mean().item()
 
 
-def check_finite(loss: Tensor, encoder: StyleEncoder, step: int, settings: Settings) -> None:
-    """Raises ValueError before a broken gradient reaches the style."""
-    gradient = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
-    if torch.isfinite(loss) and torch.isfinite(gradient):
-        return
-    raise ValueError(f"At step {step} the loss was {loss.item():g} and its gradient {gradient.item():g}. Lower "
-                     f"learning_rate (now {settings.learning_rate:g}), or run ComfyUI with --bf16-unet or "
-                     "--force-fp32.")
-
-
-def row_norms(encoder: StyleEncoder) -> list[Tensor]:
-    """Lengths of the free vectors of an encoder, one (n, 1) for each text encoder."""
-    return [p.detach().norm(dim=-1, keepdim=True) for p in encoder.free_vectors()]
-
-
-@torch.no_grad()
-def restore_norms(encoder: StyleEncoder, norms: list[Tensor]) -> None:
-    """Puts free vectors back to these lengths: learned tokens grow far beyond the vocabulary's otherwise, and drown
-    the rest of the prompt (Kim et al. 2026, directional textual inversion; here by projection after AdamW)."""
-    for vectors, norm in zip(encoder.free_vectors(), norms, strict=True):
-        vectors.mul_(norm / vectors.norm(dim=-1, keepdim=True))
-
-
-@torch.no_grad()
-def update_average(average: Weights, encoder: StyleEncoder, decay: float) -> None:
-    """Moves ``average`` towards the encoder's weights."""
-    for key, value in encoder.state_dict().items():
-        average[key].lerp_(value, 1 - decay)
-
-
-@contextmanager
-def holding(encoder: StyleEncoder, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The encoder with other weights for a while."""
-    if weights is None:
-        yield
-        return
-    own = copied(encoder.state_dict())
-    encoder.load_state_dict(weights)
-    try:
-        yield
-    finally:
-        encoder.load_state_dict(own)
-
-
-def copied(weights: Mapping[str, Tensor]) -> Weights:
-    return {k: v.detach().clone() for k, v in weights.items()}
-
-
-def economy(room: Room, settings: Settings) -> str:
+def describe_economy(room: Room, recipe: Recipe) -> str:
     """What the verdict says when memory was short."""
-    if room == Room(settings.batch_size):
+    if room == Room(recipe.batch):
         return ""
     return f"; memory was short: {room.samples} at once{', with recomputation' if room.recompute else ''}"
+
+
+# ---- the encoder ----
+
+def copy_weights(encoder: StyleEncoder) -> Weights:
+    return {k: v.detach().clone() for k, v in encoder.state_dict().items()}
+
+
+@torch.no_grad()
+def lengths(encoder: StyleEncoder, features: PictureFeatures | None) -> Mapping[str, Tensor]:
+    """Lengths of the pseudo-words as they are, {key: (n,)}."""
+    return {k: v.norm(dim=-1) for k, v in encoder(features).items()}
 
 
 @torch.no_grad()
@@ -333,3 +456,8 @@ def final_vectors(encoder: StyleEncoder, features: PictureFeatures | None, seed:
     """The vectors to save. ``released`` applies its style with dropout still on: one draw of it, from the seed."""
     generator = torch.Generator().manual_seed(seed) if encoder.dropout_when_applied else None
     return {k: v.detach().clone().cpu() for k, v in encoder(features, generator).items()}
+
+
+def percent(share: float) -> str:
+    """Two digits that mean something: 12 %, 1.2 %, 0.012 %."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"

@@ -17,21 +17,31 @@ T = TypeVar("T")
 L = TypeVar("L", bound=Halvable)
 
 
-# What torch says without a type of its own: main memory on Linux and macOS, on Windows, and Apple's GPUs.
-_MESSAGES = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+# What torch says without a type of its own: main memory on Linux, macOS and Windows, Apple's GPUs, NVIDIA's driver and
+# libraries, AMD's, Intel's, and DirectML; all in small letters.
+_MESSAGES = ("out of memory", "outofmemory", "out_of_device_memory", "out_of_host_memory", "status_alloc_failed",
+             "status_memory_error", "can't allocate memory", "not enough memory", "could not allocate tensor",
+             "not enough gpu video memory")
+_CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, also HIP's
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's ways to say so."""
+    """True for torch's, Python's and the drivers' ways to say so."""
+    accelerator = isinstance(error, getattr(torch, "AcceleratorError", ()))
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            or any(message in str(error) for message in _MESSAGES))
+            or (accelerator and getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY)
+            or any(message in str(error).lower() for message in _MESSAGES))
 
 
 class WithinMemory(Generic[L]):
-    """Calls functions of some limits, and again with smaller limits as often as memory runs out."""
+    """Calls functions of some limits, and again with smaller limits as often as memory runs out.
 
-    def __init__(self, limits: L):
-        self.limits = limits
+    Args:
+        is_out_of_memory: tells whether an exception says so.
+    """
+
+    def __init__(self, limits: L, is_out_of_memory: Callable[[BaseException], bool] = is_out_of_memory):
+        self.limits, self._is_out_of_memory = limits, is_out_of_memory
 
     def __call__(self, function: Callable[[L], T]) -> T:
         while True:
@@ -39,7 +49,7 @@ class WithinMemory(Generic[L]):
                 return function(self.limits)
             except (RuntimeError, MemoryError) as error:
                 smaller = self.limits.halved()
-                if smaller is None or not is_out_of_memory(error):
+                if smaller is None or not self._is_out_of_memory(error):
                     raise
             self.limits = smaller  # outside the handler: the failed call's tensors are gone by now
 

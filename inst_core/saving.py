@@ -1,51 +1,138 @@
-"""Where learned styles are written, and what happens when that fails."""
+"""Names of learned styles, where they are written, and what happens when that fails."""
 import logging
 import re
-from collections.abc import Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path, PurePosixPath
 
+from .library import SUFFIX, files_in
 from .style import Style, save_style
 
 log = logging.getLogger(__name__)
 
-_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f,\s]')
+MAX_NAME_BYTES = 200  # file systems take 255; the number and the suffix are added
+MOST_DIGITS = 9  # of a number that counts; longer ones are part of a name
+# What file systems refuse, and what the host takes for the end of an embedding's name, for a weight or for a choice.
+_FORBIDDEN = re.compile(r'[<>:"\\|?*()\[\]{},\s\x00-\x1f\x7f]')
+_JOINERS = "\u200c\u200d"  # invisible, and part of Persian words and of emoji
+_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+# What ``embedding:name`` reads (comfy/sd1_clip.py, load_embed), beside a file of just that name.
+_EMBEDDING_SUFFIXES = (SUFFIX, ".pt", ".bin")
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError unless ``name`` can be a file name and be written in a prompt as ``embedding:name``."""
-    if not name or name in (".", "..") or name.startswith(".") or _FORBIDDEN.search(name) or len(name) > 100:
-        raise ValueError(f"name is {name!r}; expected a plain file name without folders, spaces, commas or any of "
-                         '< > : " / \\ | ? *, such as starry_night.')
+def check_name(name: str) -> str:
+    """The name as it will be used: without outer spaces and ``.safetensors``, in Unicode's composed form.
+
+    Raises:
+        ValueError: it cannot be a file inside the folder, or a prompt cannot carry it as ``embedding:name``.
+    """
+    cleaned = unicodedata.normalize("NFC", name.strip())
+    if cleaned.lower().endswith(SUFFIX):
+        cleaned = cleaned[:-len(SUFFIX)]
+    if problem := _problem(cleaned):
+        shown = name if len(name) <= 60 else f"{name[:57]}..."
+        raise ValueError(f"name is {shown!r}: {problem}. Expected a file name, also in folders, that a prompt can "
+                         f"carry as embedding:name, such as {_suggestion(cleaned)!r} or 'painters/monet'.")
+    return cleaned
 
 
-def _next_free(folder: Path, name: str) -> Path:
-    """``name_00001.safetensors`` and so on: a new name every time, because prompts are cached by name."""
-    taken = re.compile(re.escape(name) + r"_(\d+)")
-    numbers = [int(m.group(1)) for p in folder.glob("*.safetensors") if (m := taken.fullmatch(p.stem))]
-    return folder / f"{name}_{max(numbers, default=0) + 1:05}.safetensors"
+def _problem(name: str) -> str | None:
+    if found := sorted(set(_FORBIDDEN.findall(name))):
+        listed = " ".join("space" if c.isspace() else c if c.isprintable() else repr(c) for c in found)
+        return f"a prompt or a file system cannot carry {listed}"
+    if invisible := sorted({c for c in name if not c.isprintable() and c not in _JOINERS}):
+        return f"it has invisible characters ({', '.join(f'U+{ord(c):04X}' for c in invisible)})"
+    parts = name.split("/")
+    if any(not part or part.startswith(".") for part in parts):
+        return "the name or a folder in it is empty or starts with a full stop"
+    if any(part.endswith(".") or _WINDOWS_DEVICES.fullmatch(part) for part in parts):
+        return "Windows cannot have a file or folder of this name"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it has {len(name.encode())} bytes, and {MAX_NAME_BYTES} are the most"
+    if _is_number(_numbered(name, 1)):
+        return f"with its number it reads as a number, and (embedding:{_numbered(name, 1)}) would take it for a weight"
+    return None
 
 
-def save_new(style: Style, name: str, folders: Sequence[Path], with_metadata: bool) -> str:
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _suggestion(name: str) -> str:
+    """A usable name near an unusable one."""
+    visible = "".join(c for c in _FORBIDDEN.sub("_", name) if c.isprintable())
+    parts = [part.strip("._") for part in visible.split("/")]
+    near = "/".join(f"{part}_" if _WINDOWS_DEVICES.fullmatch(part) else part for part in parts if part)
+    near = near.encode()[:MAX_NAME_BYTES // 4].decode(errors="ignore")
+    near = f"style_{near}" if _is_number(_numbered(near, 1)) else near
+    return near if near and not _problem(near) else "starry_night"
+
+
+def _numbered(name: str, number: int) -> str:
+    return f"{name}_{number:05}"
+
+
+def _same(name: str) -> str:
+    """Equal for names that some file systems cannot tell apart: case and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def _next_free(name: str, folders: Iterable[Path]) -> int:
+    """One more than the highest number that ``name`` has anywhere: a new name every time, since prompts are cached by
+    name, and ``embedding:name`` finds a file in any folder and subfolder."""
+    wanted = re.compile(re.escape(_same(PurePosixPath(name).name)) + rf"_(\d{{1,{MOST_DIGITS}}})")
+    numbers = [0]
+    for file in (_same(path.name) for path in files_in(folders)):
+        stems = (file, *(file.removesuffix(suffix) for suffix in _EMBEDDING_SUFFIXES))
+        numbers += (int(match[1]) for stem in stems if (match := wanted.fullmatch(stem)))
+    return max(numbers) + 1
+
+
+def _save_numbered(style: Style, name: str, folder: Path, searched: Iterable[Path], with_metadata: bool) -> str:
+    """Saves under the next free number and returns the name with it; nothing that is there is ever overwritten."""
+    for number in count(_next_free(name, [*searched, folder])):
+        label = _numbered(name, number)
+        titled = replace(style, metadata={**style.metadata, "modelspec.title": PurePosixPath(label).name})
+        try:
+            save_style(titled, folder / f"{label}{SUFFIX}", with_metadata, overwrite=False)
+        except FileExistsError:
+            continue  # another program took it meanwhile
+        return label
+
+
+def save_new(style: Style, name: str, folders: Sequence[Path], with_metadata: bool,
+             searched: Sequence[Path] = ()) -> str:
     """Saves under a new numbered name in the first folder that takes it; never loses the style.
 
     Args:
+        name: as for ``check_name``.
         folders: best place first.
+        searched: where loaders and prompts look for names; no number is given that one of them has already.
 
     Returns:
-        Where it is, or that it is nowhere but on the output, for the user to read.
+        What it is called and where it is, or that it is nowhere but on the output, for the user to read.
+
+    Raises:
+        ValueError: an unusable name or style.
     """
-    problems = []
+    name, problems = check_name(name), []
     for folder in folders:
         try:
-            path = _next_free(folder, name)
-            save_style(style, path, with_metadata)
+            label = _save_numbered(style, name, folder, searched, with_metadata)
         except OSError as error:
             problems.append(f"{folder}: {error.strerror or error}")
             continue
-        saved = f"saved as {path} (embedding:{path.stem})"
-        if problems:
-            saved += f"\nIt could not be saved in {'; '.join(problems)}. Move the file there to keep it."
-            log.warning("InST style %s", saved)
+        if not problems:
+            return f"{label}{SUFFIX} is saved; in any prompt it is embedding:{label}"
+        saved = f"{label}{SUFFIX} is saved in {folder}, because it could not be in {'; '.join(problems)}. "
+        saved += f"In any prompt it is embedding:{label}" if folder in searched else "Move the file there to keep it."
+        log.warning("InST style %s", saved)
         return saved
     message = (f"NOT SAVED: {'; '.join(problems)}. The style is on this node's output: make room or correct the "
                "folder's permissions, then connect Save InST Style and run again.")

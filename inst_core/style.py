@@ -9,33 +9,28 @@ import io
 import json
 import os
 import struct
-import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
+
+from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, read_vectors
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 256 * 2**20
-MAX_TOKENS = 75
-# Widths of the text encoders a style can be written for.
-KNOWN_WIDTHS = {"clip_l": 768, "clip_g": 1280, "clip_h": 1024, "t5xxl": 4096}
-# Kept when the user disables metadata: without them the file cannot say what it fits.
-FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers")
+KEY, LOSSES = "inst.key", "inst.losses"
+# Kept when the user disables metadata: what the file fits, and a hash by which it is found instead of learned again.
+FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers", KEY, LOSSES)
 # Which cross-attention layers of the denoiser a style is meant for (see host/style_layers.py).
 ALL_LAYERS, LATE_LAYERS = "all", "late"
 LAYERS = ALL_LAYERS, LATE_LAYERS
 THUMBNAIL_PIXELS = 256
 _PREFIX = "inst."
-
-
-class StyleError(ValueError):
-    """A style that cannot be used; the message says what it is and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,11 @@ class Style:
     def tokens(self) -> int:
         return next(iter(self.vectors.values())).shape[0]
 
+    @property
+    def losses(self) -> list[float]:
+        """Held-out losses over the run that learned it, first to last; empty where the file does not say."""
+        return [float(loss) for loss in self.metadata.get(LOSSES, "").split()]
+
     def describe(self) -> str:
         """One line for messages: ``4 tokens for clip_l (768), direct, SD15``."""
         widths = ", ".join(f"{k} ({v.shape[-1]})" for k, v in self.vectors.items())
@@ -71,32 +71,43 @@ class Style:
 
 
 def check_vectors(vectors: Mapping[str, Tensor], source: str) -> None:
-    """Raises StyleError unless every entry is a finite (n, width) matrix of a known text encoder, all with one n."""
+    """Raises ValueError unless every entry is a finite floating (n, width) matrix, all with one n.
+
+    Which text encoders there are, and how wide, is the connected CLIP's to say (``check_fits``).
+    """
     if not vectors:
-        raise StyleError(f"{source} holds no style vectors. Expected one of the keys {', '.join(KNOWN_WIDTHS)}.")
+        raise ValueError(f"{source} holds no style vectors. Learn the style again.")
     for key, value in vectors.items():
-        if value.ndim != 2 or not value.is_floating_point() or not 1 <= value.shape[0] <= MAX_TOKENS:
-            raise StyleError(f"{source}: {key} is {value.dtype} {tuple(value.shape)}; expected floating point "
-                             f"(1..{MAX_TOKENS}, {KNOWN_WIDTHS.get(key, 'width')}).")
-        if key in KNOWN_WIDTHS and value.shape[1] != KNOWN_WIDTHS[key]:
-            raise StyleError(f"{source}: {key} has width {value.shape[1]}, that text encoder takes "
-                             f"{KNOWN_WIDTHS[key]}. The file is damaged or mislabelled.")
-        if not torch.isfinite(value).all():
-            raise StyleError(f"{source}: {key} contains NaN or infinite values. Learn the style again.")
+        if value.ndim != 2 or not value.is_floating_point() or 0 in value.shape or value.shape[1] > MAX_WIDTH:
+            raise ValueError(f"{source}: {key} is {value.dtype} {tuple(value.shape)}; expected floating point "
+                             f"(tokens, width of the text encoder). {USE_IN_PROMPT}")
+        if value.shape[0] > MAX_TOKENS:
+            raise ValueError(f"{source}: {key} has {value.shape[0]} tokens; a style has at most {MAX_TOKENS}, which is "
+                             f"what one window of CLIP holds. {USE_IN_PROMPT}")
+        if not torch.isfinite(value.float()).all():
+            raise ValueError(f"{source}: {key} contains NaN or infinite values. Learn the style again.")
     if len({v.shape[0] for v in vectors.values()}) != 1:
         counts = ", ".join(f"{k}: {v.shape[0]}" for k, v in vectors.items())
-        raise StyleError(f"{source}: the text encoders disagree on the number of tokens ({counts}). "
-                         "Learn the style again.")
+        raise ValueError(f"{source}: the text encoders disagree on the number of tokens ({counts}). Learn the style "
+                         "again.")
 
 
-def check_fits(style: Style, widths: Mapping[str, int]) -> None:
-    """Raises StyleError unless the style has vectors for exactly the text encoders ``widths`` {key: width}."""
+def check_fits(style: Style, widths: Mapping[str, int],
+               label: Callable[[Iterable[str]], str | None] = lambda encoders: None) -> None:
+    """Raises ValueError unless the style has vectors for exactly the text encoders ``widths`` {key: width}.
+
+    Args:
+        label: {text encoder keys} -> name of the model family that has them, for the message; None = unknown.
+    """
     have = {k: v.shape[-1] for k, v in style.vectors.items()}
     if have == dict(widths):
         return
     wanted = ", ".join(f"{k} ({w})" for k, w in widths.items())
-    raise StyleError(f"This style holds {style.describe()}; the connected CLIP takes {wanted}. Use the style with a "
-                     "model of the family it was learned on, or learn it again with this one.")
+    made_for, connected = label(have), label(widths)
+    first = f"This style is for {made_for}, the connected CLIP belongs to {connected}. " \
+        if made_for and connected and made_for != connected else ""
+    raise ValueError(f"{first}The style holds {style.describe()}; the connected CLIP takes {wanted}. Use the style "
+                     "with a model of the family it was learned on, or learn it again with this one.")
 
 
 def thumbnail(image: Tensor) -> str:
@@ -117,77 +128,114 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
     metadata = {**style.metadata, "inst.version": FORMAT_VERSION, "inst.encoder": style.encoder,
                 "inst.family": style.family, "inst.layers": style.layers}
     if not with_metadata:
-        metadata = {k: metadata[k] for k in FORMAT_METADATA}
-    return save(tensors, metadata)
+        metadata = {k: metadata[k] for k in FORMAT_METADATA if k in metadata}
+    return safetensors.torch.save(tensors, metadata)
 
 
-def save_style(style: Style, path: Path, with_metadata: bool = True) -> None:
-    """Writes the file under a temporary name beside ``path``, then renames it: it is whole or not there.
+def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: bool = True) -> None:
+    """Writes the file under a temporary name beside ``path``, then gives it its name: it is whole or not there.
+
+    Args:
+        overwrite: False never touches a file that is there already, also when it appeared a moment ago.
 
     Raises:
-        StyleError: the style itself is unusable.
+        ValueError: the style itself is unusable.
+        FileExistsError: without ``overwrite``, the name is taken.
         OSError: the folder cannot be written.
     """
     check_vectors(style.vectors, "the style")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(to_bytes(style, with_metadata))
-        os.chmod(temporary, 0o644)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _name_exclusively(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _name_exclusively(temporary: Path, path: Path) -> None:
+    """Names a finished file, or raises FileExistsError; of two who try at once only one succeeds."""
+    try:
+        os.link(temporary, path)
+        return
+    except FileExistsError:
+        raise
+    except OSError:
+        pass  # no hard links here (FAT, some network folders): reserve the name, then move the file over it
+    path.open("xb").close()
+    try:
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
 
 
-def _check_header(path: Path) -> None:
-    """Refuses what is not a safetensors file of sensible size, before any tensor is made."""
-    size = path.stat().st_size
+def _read_bytes(path: Path) -> bytes:
+    """The file's bytes, once it is known to be a safetensors file of sensible size.
+
+    Read, not mapped: a style in use does not change with its file, and folders that cannot be mapped work.
+    """
+    try:
+        with path.open("rb") as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            _check_start(path.name, size, start)
+            file.seek(0)
+            return file.read()
+    except FileNotFoundError as error:
+        raise ValueError(f"The style file {path.name} is not there. Press R to refresh the list, or learn a "
+                         "style.") from error
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror or error}). Check the file's permissions, or "
+                         "copy it again.") from error
+
+
+def _check_start(name: str, size: int, start: bytes) -> None:
     if size > MAX_BYTES:
-        raise StyleError(f"{path.name} has {size / 2**20:.0f} MB; a style file has at most {MAX_BYTES // 2**20} MB. "
+        raise ValueError(f"{name} has {size / 2**20:.0f} MB; a style file has at most {MAX_BYTES // 2**20} MB. "
                          "This looks like a model checkpoint.")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise StyleError(f"{path.name} is a pickle (a torch .pt file under another name). Pickles can run code and are "
-                         "not opened. Official InST files go through Import InST embeddings.pt.")
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(f"{name} is a pickle (a torch .pt file under another name). Pickles can run code and are not "
+                         f"opened here. If it is a textual inversion of another tool: {USE_IN_PROMPT} Official InST "
+                         "files go through Import InST embeddings.pt.")
     if len(start) < 8 or not 0 < struct.unpack("<Q", start)[0] <= size - 8:
-        raise StyleError(f"{path.name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
+        raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
 
 
 def load_style(path: Path) -> Style:
-    """Reads and checks a style file; plain textual-inversion files in safetensors format are accepted too.
+    """Reads and checks a style file, or a textual inversion of another tool in safetensors format.
 
     Raises:
-        StyleError: what the file is and what was expected.
+        ValueError: what the file is and what was expected.
     """
-    if not path.is_file():
-        raise StyleError(f"The style file {path.name} is not there. Press R to refresh the list, or learn a style.")
-    _check_header(path)
+    data = _read_bytes(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no dictionary)
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise StyleError(f"{path.name} is damaged: {error}. Copy it again or learn the style again.") from error
+        tensors = dict(sorted(safetensors.torch.load(data).items()))
+        header = json.loads(data[8:8 + struct.unpack("<Q", data[:8])[0]])
+    except Exception as error:  # what the library raises depends on the kind of damage
+        raise ValueError(f"{path.name} is damaged: {error}. Copy it again or learn the style again.") from error
+    del data
+    metadata = header.get("__metadata__", {})
     version = metadata.get("inst.version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise StyleError(f"{path.name} has style format {version}; this version of the pack reads {FORMAT_VERSION}. "
+        raise ValueError(f"{path.name} has style format {version}; this version of the pack reads {FORMAT_VERSION}. "
                          "Update ComfyUI-InST.")
     if metadata.get("inst.layers", ALL_LAYERS) not in LAYERS:
-        raise StyleError(f"{path.name} is for the layers {metadata['inst.layers']!r}; this version of the pack knows "
+        raise ValueError(f"{path.name} is for the layers {metadata['inst.layers']!r}; this version of the pack knows "
                          f"{', '.join(LAYERS)}. Update ComfyUI-InST.")
-    vectors = {k: v for k, v in tensors.items() if k in KNOWN_WIDTHS}
-    if not vectors:
-        found = ", ".join(list(tensors)[:4]) or "nothing"
-        raise StyleError(f"{path.name} is not a style: it holds {found}. Expected one of {', '.join(KNOWN_WIDTHS)}.")
-    check_vectors(vectors, path.name)
-    weights = f"{_PREFIX}encoder."
     inner = {k: v for k, v in tensors.items() if k.startswith(_PREFIX)}
-    bad = [k for k, v in inner.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    outer = {k: v for k, v in tensors.items() if k not in inner}
+    vectors = outer if "inst.version" in metadata else read_vectors(outer, path.name)
+    check_vectors(vectors, path.name)
+    bad = [k for k, v in inner.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()]
     if bad:
-        raise StyleError(f"{path.name}: {bad[0]} contains NaN or infinite values. Learn the style again.")
+        raise ValueError(f"{path.name}: {bad[0]} contains NaN or infinite values. Learn the style again.")
+    weights = f"{_PREFIX}encoder."
     return Style(
         vectors={k: v.float() for k, v in vectors.items()},
         encoder=metadata.get("inst.encoder", "direct"),
@@ -219,6 +267,7 @@ def style_metadata(title: str, family: str, source: str, settings, learned, prom
         "inst.base_model": source,
         "inst.steps": str(len(learned.losses)),
         "inst.loss": f"{learned.kept:.6f}",
+        LOSSES: " ".join(f"{check.loss:.6g}" for check in learned.checks),
         "inst.seed": str(settings.seed),
         "inst.text": prompt,
         "inst.style_sha256": digest,

@@ -1,27 +1,27 @@
 """Learn InST Style."""
-import time
+from dataclasses import asdict
 
-import torch
 from comfy_api.latest import io, ui
 
-from ..inst_core import host, preprocess, saving
-from ..inst_core.encoders import ENCODERS, build_encoder, resume
-from ..inst_core.learning import (
-    BATCH_SIZE,
-    CROPS,
-    START_WORDS,
-    STEPS,
-    TOKENS,
-    Painting,
-    Report,
-    Settings,
-    learn_style,
-)
-from ..inst_core.objective import Objective
+from ..inst_core import host, library, preprocess, saving
+from ..inst_core.encoders import ENCODERS
+from ..inst_core.learning import STOPPED, Learned
+from ..inst_core.recipes import RECIPES, START_WORDS, choose_recipe
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
 from .sockets import CATEGORY, InstStyle, LossMap, seed_input
 
-PREVIEWS = 20  # pictures shown during a run
+
+def suited(name: str) -> str:
+    """The encoders' defaults in words: "100 for direct, 6100 for paper"."""
+    by_value: dict[float, list[str]] = {}
+    for encoder, recipe in RECIPES.items():
+        by_value.setdefault(getattr(recipe, name), []).append(encoder)
+    return ", ".join(f"{value:g} for {' and '.join(encoders)}" for value, encoders in by_value.items())
+
+
+def stopped_name(name: str) -> str:
+    """The name under which a run that was stopped keeps what it learned; the plain name where that has no room."""
+    return f"{name}_stopped" if len(f"{name}_stopped".encode()) <= saving.MAX_NAME_BYTES else name
 
 
 class InSTLearnStyle(io.ComfyNode):
@@ -41,21 +41,21 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Image.Input("image", tooltip="One painting, any size. A batch is several paintings of one style."),
                 io.ClipVision.Input("clip_vision", optional=True,
                                     tooltip="CLIP ViT-L/14 from Load CLIP Vision, for all encoders but direct."),
-                io.Combo.Input("encoder", options=list(ENCODERS), default="direct",
+                io.Combo.Input("encoder", options=list(RECIPES), default="direct",
                                tooltip="direct: free vectors, works on every model. attention: learned queries over "
                                        "CLIP's view of the painting. paper: the published module. released: the "
                                        "published code with its quirks, for comparison."),
-                io.Int.Input("tokens", default=TOKENS, min=1, max=32,
+                io.Int.Input("tokens", default=RECIPES["direct"].tokens, min=1, max=32,
                              tooltip="How many pseudo-words the style gets. More hold more detail; paper and released "
                                      "always have one."),
-                io.Int.Input("steps", default=STEPS, min=1, max=100000,
-                             tooltip="Optimiser steps at the most; direct and attention stop earlier when nothing more "
-                                     "is gained. The released code runs 6100."),
+                io.Int.Input("steps", default=0, min=0, max=100000,
+                             tooltip=f"Optimiser steps at the most. 0 = what suits the encoder: {suited('steps')}."),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
-                               tooltip="0 = what suits the encoder (direct 0.005, attention 0.001, paper and released "
-                                       "0.0001)."),
-                io.Int.Input("batch_size", default=BATCH_SIZE, min=1, max=64,
-                             tooltip="Noise levels looked at in every step. More is smoother and slower."),
+                               tooltip="How far the pseudo-words move in a step, meant for CLIP-L and adapted to other "
+                                       f"text encoders. 0 = what suits the encoder: {suited('rate')}."),
+                io.Int.Input("batch_size", default=0, min=0, max=64,
+                             tooltip="Noise levels looked at in every step. More is smoother and slower. 0 = what "
+                                     f"suits the encoder: {suited('batch')}."),
                 seed_input("Same inputs and seed give the same style. Kept fixed, so that a style is not learned "
                            "again on every run."),
                 io.String.Input("prompt", default="*", optional=True,
@@ -79,6 +79,9 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
                                tooltip="The highest strength at which you will use the style. Noise above it is not "
                                        "learned from; paper and released always learn from all."),
+                io.Boolean.Input("learn_again", default=False, optional=True, advanced=True,
+                                 tooltip="Off: a style that was learned before from the same painting, models and "
+                                         "settings is loaded from its file, whatever its name. On: learn it anew."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -91,61 +94,45 @@ class InSTLearnStyle(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None, layers=ALL_LAYERS, strongest=1.0) -> io.NodeOutput:
-        host.check_learnable(model)
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False) -> io.NodeOutput:
+        host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
-        saving.check_name(name)
-        kind, family, prompt = ENCODERS[encoder], host.family_of(model), host.with_placeholder(prompt)
-        settings = Settings(steps, learning_rate or kind.learning_rate, batch_size, seed, max_seconds,
-                            Objective(strongest=strongest))
-        pictures = preprocess.as_rgb(image)
-        painting = cls.look_at(pictures, encoder, clip_vision, vae, model, resolution, seed)
-        with host.training_mode():
-            words = host.word_vectors(clip, start)
-            module = build_encoder(encoder, words, tokens, torch.Generator().manual_seed(seed))
-            if continue_from is not None:
-                resume(module, continue_from)
-            with host.training_session(model, clip, prompt, 1 if kind.faithful else tokens, layers) as session:
-                learned = learn_style(session, module, painting, settings, cls.reporter(model, steps, batch_size))
-        extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-        metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
-        style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
-        curve = {"loss": [check.loss for check in learned.checks]}
-        said = f"{learned.verdict}\n{saved}"
-        cls.say(said)
-        return io.NodeOutput(style, curve, ui=ui.PreviewText(said))
+        host.check_layers(model, layers)
+        name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
+        recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, start=start, seed=seed,
+                               seconds=max_seconds)
+        module = host.make_encoder(clip, recipe, continue_from, layers)
+        vision = clip_vision if ENCODERS[encoder].needs_picture else None
+
+        key = library.learning_key(
+            pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
+            recipe=[asdict(recipe), prompt, resolution, layers],
+            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights])
+        if not learn_again and (known := library.find(key, host.library_folders())):
+            cls.say(known.text)
+            return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
+
+        view = host.LearningView(model, recipe, cls.say)
+        painting = host.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
+
+        def save(learned: Learned) -> tuple[Style, str]:
+            stopped = learned.ended == STOPPED
+            metadata = style_metadata(name, host.family_of(model), host.source_of(model), recipe, learned, prompt,
+                                      pictures)
+            metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
+            extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
+            style = Style(learned.vectors, encoder, host.family_of(model), learned.weights, extra, metadata, layers)
+            saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
+                                    host.metadata_enabled(), host.searched_folders())
+            cls.say(said := f"{saved}\n{learned.verdict}")
+            return style, said
+
+        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save)
+        style, said = save(learned)
+        return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
 
     @classmethod
     def say(cls, text: str) -> None:
         """Shows a text in the node. What it says last stays there."""
         host.show_text(text, getattr(cls.hidden, "unique_id", None))
-
-    @classmethod
-    def look_at(cls, pictures, encoder, clip_vision, vae, model, resolution, seed) -> Painting:
-        """The painting as latents and CLIP features, each encoded once."""
-        released = encoder == "released"
-        features = host.picture_features(clip_vision, pictures, released) if ENCODERS[encoder].needs_picture else None
-        whole = preprocess.released_square(pictures) if released else preprocess.fit_area(pictures, resolution)
-        if ENCODERS[encoder].faithful:
-            views = torch.cat([whole, whole.flip(2)])
-        else:
-            views = preprocess.random_crops(pictures, resolution, CROPS, torch.Generator().manual_seed(seed))
-        return Painting(host.encode_latent(vae, model, views).cpu(), host.encode_latent(vae, model, whole).cpu(),
-                        features)
-
-    @classmethod
-    def reporter(cls, model, steps: int, batch_size: int) -> Report:
-        """Shows every sample in the progress bar; now and then what the model makes of the painting, from little to
-        much noise, and a line with the loss."""
-        progress, shown, began = host.Progress(steps * batch_size), host.LatentPreview(model), time.monotonic()
-
-        def report(step: int, samples: int, loss: float, denoised: torch.Tensor) -> None:
-            due = step == steps or step % max(1, steps // PREVIEWS) == 0
-            progress.update(samples, shown(denoised) if due else None)
-            if due:
-                left = (time.monotonic() - began) / step * (steps - step)
-                cls.say(f"{samples} of {steps * batch_size} samples, loss {loss:.4f}, at most {left:.0f} s left")
-
-        return report

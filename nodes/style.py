@@ -4,6 +4,8 @@ from comfy_api.latest import io, ui
 from ..inst_core import host, official, preprocess, saving
 from ..inst_core.encoders import ENCODERS
 from ..inst_core.learning import final_vectors
+from ..inst_core.recipes import START_WORDS
+from ..inst_core.strength import SHAPES, Course
 from ..inst_core.style import Style, check_fits, load_style, thumbnail
 from .sockets import CATEGORY, InstStyle, seed_input
 
@@ -25,19 +27,31 @@ class InSTStyleConditioning(io.ComfyNode):
                 InstStyle.Input("style", tooltip="From Learn InST Style or Load InST Style."),
                 io.String.Input("text", default="*", multiline=True, dynamic_prompts=True,
                                 tooltip="Prompt with * where the style goes; without one, 'in the style of *' is added."
-                                        " Weights work: (*:1.2)."),
+                                        " Weights work where the model's prompts know them: (*:1.2). \\* is a star "
+                                        "that is not the style."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                               tooltip="0 = the prompt without the style, 1 = as learned, 2 = twice as far."),
+                               tooltip="0 = the word that learning started from ('painting') in its place, 1 = the "
+                                       "style as learned, 2 = twice as far from that word."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                               tooltip="Where in the noise schedule the style sets in: 0 = pure noise, 1 = the "
+                                       "finished picture. Before it the strength is 0."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                               tooltip="Where the style ends. Sampling at InST Sample's strength 0.7 begins at 0.3."),
+                io.Combo.Input("shape", options=list(SHAPES), default=SHAPES[0], optional=True, advanced=True,
+                               tooltip="Between start and end the strength stays (constant), rises to its full height "
+                                       "(ease in) or falls from it (ease out)."),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning",
                                             tooltip="Positive conditioning for any sampler.")],
         )
 
     @classmethod
-    def execute(cls, clip, style, text, strength) -> io.NodeOutput:
-        check_fits(style, host.text_widths(clip))
-        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength,
-                                                     style.layers))
+    def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0,
+                shape=SHAPES[0]) -> io.NodeOutput:
+        check_fits(style, host.text_widths(clip), host.label_of_encoders)
+        words = style.metadata.get("inst.start", START_WORDS)
+        course = Course(start_percent, end_percent, shape)
+        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course))
 
 
 class InSTLoadStyle(io.ComfyNode):
@@ -85,16 +99,24 @@ class InSTSaveStyle(io.ComfyNode):
             inputs=[
                 InstStyle.Input("style", tooltip="The style to save."),
                 io.String.Input("name", default="style",
-                                tooltip="File name, without a folder. A number is added, so nothing is overwritten."),
+                                tooltip="File name, also in a folder: painters/monet. A number is added, so nothing is "
+                                        "overwritten. Without spaces: a prompt's embedding: ends at one."),
             ],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, name) -> bool | str:
+        try:
+            saving.check_name(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, style, name) -> io.NodeOutput:
-        saving.check_name(name)
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled())
+        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
         return io.NodeOutput(ui=ui.PreviewText(saved))
 
 

@@ -6,10 +6,13 @@ FLOPs are counted by torch, one multiply-add as two.
 """
 import argparse
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,12 +35,11 @@ class Cost:
         dtype: of the denoiser.
         flops: of one sample.
         per_sample: seconds.
-        first: seconds of a sample that is met for the first time, where something is remembered about it.
         bytes: peak memory of a step, above weights, on a GPU. (What a process takes on a CPU depends on what it had
             before.)
-        fixed: seconds for the crops, for making the model again and for held-out losses.
+        weights: bytes of weights that are on the device at once.
+        fixed: seconds for the crops, for making the model again, for what is computed once and for held-out losses.
         samples: of a whole run.
-        new: how many of them are met for the first time.
         kept: bytes that backward keeps of one sample; None where they are recomputed.
     """
 
@@ -45,16 +47,15 @@ class Cost:
     dtype: torch.dtype
     flops: float
     per_sample: float
-    first: float
     bytes: int | None
+    weights: int
     fixed: float = 0.0
     samples: int = RELEASED_SAMPLES
-    new: int = 0
     kept: int | None = None
 
     @property
     def total(self) -> float:
-        return self.fixed + self.new * self.first + (self.samples - self.new) * self.per_sample
+        return self.fixed + self.samples * self.per_sample
 
 
 def wait(device: torch.device) -> None:
@@ -62,7 +63,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+def measure_seconds(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
     """Mean time of some calls: of the clock, or of the processor on a CPU with one thread, where a busy machine does
     not change it."""
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -79,10 +80,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = MATRIX[device.type]
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     a @ b
-    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+    return 2 * side**3 / min(measure_seconds(lambda: a @ b, device) for _ in range(10))
 
 
-def opened(path: Path, dtype: torch.dtype | None):
+def load_checkpoint(path: Path, dtype: torch.dtype | None):
     """(MODEL, CLIP, VAE) by the function behind Load Checkpoint; ``dtype`` None leaves the choice to ComfyUI."""
     import comfy.sd
     import comfy.utils
@@ -101,112 +102,122 @@ def picture(pixels: int) -> Tensor:
     return torch.rand(1, pixels, pixels, 3, generator=torch.Generator().manual_seed(0))
 
 
-def timed(step: Callable[[], object], samples: int, repeats: int, device: torch.device) -> dict:
+def time_step(step: Callable[[], object], samples: int, repeats: int, device: torch.device) -> dict:
     """A first step, one that is counted, and some that are timed; ``samples`` are in each."""
-    first = seconds(step, device)
+    step()
     with PeakMemory(device) as memory, FlopCounterMode(display=False) as counter:
         step()
-    return {"flops": counter.get_total_flops() / samples, "per_sample": seconds(step, device, repeats) / samples,
-            "first": first / samples, "bytes": memory.bytes if device.type == "cuda" else None}
+    spent = measure_seconds(step, device, repeats)
+    return {"flops": counter.get_total_flops() / samples, "per_sample": spent / samples,
+            "bytes": memory.bytes if device.type == "cuda" else None}
 
 
-def released(path: Path, vision_file: Path, pixels: int, repeats: int) -> Cost:
+def count_weights(session) -> int:
+    """Bytes of weights that are on the device at once."""
+    sizes = [patcher.model_size() for patcher in session.residents.patchers]
+    return sum(sizes) if session.residents.together else max(sizes)
+
+
+def measure_released(path: Path, vision_file: Path, pixels: int, repeats: int) -> Cost:
     """The released recipe: float32, batch 1, gradient checkpointing, uniform times, AdamW 1e-4; VAE and CLIP vision
     encode the picture again in every step.  Encoder 'released' where the text encoder is CLIP-L alone, else a free
     vector, which costs the same."""
     import comfy.clip_vision
 
     from inst_core import host
-    from inst_core.encoders import build_encoder
+    from inst_core.bank import draw_fresh
     from inst_core.learning import Room, backward
-    from inst_core.objective import fresh_samples
+    from inst_core.recipes import RECIPES
 
-    model, clip, vae = opened(path, torch.float32)
-    clip_vision = comfy.clip_vision.load(str(vision_file))
-    seen, generator = picture(pixels), torch.Generator().manual_seed(0)
-    with host.training_mode():
-        words = host.word_vectors(clip, "painting")
-        encoder = build_encoder("released" if set(words) == {"clip_l"} else "direct", words, 1, generator)
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=encoder.learning_rate)
-        with host.training_session(model, clip, PROMPT, 1) as session:
-            def step() -> None:
-                with torch.no_grad():
-                    latent = host.encode_latent(vae, model, seen).cpu().clone()
-                    features = host.picture_features(clip_vision, seen, released=True)
-                batch = next(fresh_samples(latent, 1, generator))
-                backward(session, encoder, features, batch, generator, Room(1, recompute=True))
-                optimizer.step()
-                optimizer.zero_grad()
+    model, clip, vae = load_checkpoint(path, torch.float32)
+    clip_vision, seen = comfy.clip_vision.load(str(vision_file)), picture(pixels)
+    released = RECIPES["released"]
+    recipe = released if set(host.text_widths(clip)) == {"clip_l"} else replace(released, encoder="direct")
+    encoder, generator = host.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
+    with host.training_mode(), host.training_session(model, clip, PROMPT, 1) as session:
+        optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
 
-            return Cost("released", torch.float32, **timed(step, 1, repeats, session.device))
+        def step() -> None:
+            with torch.no_grad():
+                latent = host.encode_latent(vae, model, seen).cpu().clone()
+                features = host.picture_features(clip_vision, seen, released=True)
+            batch = next(draw_fresh(latent, recipe, generator))
+            backward(session, encoder, features, batch, 0, 1.0, Room(1, recompute=True))
+            optimizer.step()
+
+        return Cost("released", torch.float32, **time_step(step, 1, repeats, session.device),
+                    weights=count_weights(session))
 
 
-def ours(path: Path, pixels: int, repeats: int, layers: str,
-         change: Callable[[torch.nn.Module], torch.nn.Module] | None = None, name: str = "ours") -> Cost:
+def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: bool | None = None,
+                 change: Callable[[torch.nn.Module], torch.nn.Module] | None = None, name: str = "ours") -> Cost:
     """Learn InST Style with its default settings, to the last step.
 
     Args:
+        together: whether text encoder and denoiser are on the device together; None = where both fit.
         change: what is tried on the denoiser.
     """
-    from inst_core import host, learning, objective, preprocess
-    from inst_core.encoders import build_encoder
+    from inst_core import host, learning
+    from inst_core.bank import draw_bank, held_out_bank
+    from inst_core.recipes import RECIPES
 
-    model, clip, vae = opened(path, None)
-    settings, generator = learning.Settings(), torch.Generator().manual_seed(0)
-    start = time.perf_counter()
-    with host.training_mode():
-        crops = preprocess.random_crops(picture(pixels), pixels, learning.CROPS, generator)
-        with torch.no_grad():
-            views = host.encode_latent(vae, model, crops).cpu().clone()
-        painting = learning.Painting(views, views[:1].clone())
-        encoder = build_encoder("direct", host.word_vectors(clip, "painting"), learning.TOKENS, generator)
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, fused=True)
-        with host.training_session(model, clip, PROMPT, learning.TOKENS, layers) as session:
-            network = session.denoiser.network
-            if change is not None:
-                session.denoiser.network = change(network)
-            room = learning.room_for(session, encoder, painting, settings.batch_size)
-            # A bank of one batch: all but the first step meet what they know.
-            few = objective.Objective(bank=settings.batch_size)
-            batches = objective.samples(views, settings.batch_size, few, session.denoiser.log_snr, generator)
-            fixed = time.perf_counter() - start
-            kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, painting)
+    model, clip, vae = load_checkpoint(path, None)
+    recipe, start = RECIPES["direct"], time.perf_counter()
+    encoder, generator = host.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        painting = host.look_at(picture(pixels), recipe, model, vae, None, pixels)
+    with host.training_mode(), host.training_session(model, clip, PROMPT, recipe.tokens, layers, together) as session:
+        network, painting = session.denoiser.network, painting.clone()
+        if change is not None:
+            session.denoiser.network = change(network)
+        held_out, bank = held_out_bank(painting.whole), draw_bank(painting.views, recipe, generator)
+        room, place = learning.plan_memory(session, encoder, None, bank, held_out, recipe.batch)
+        fixed = time.perf_counter() - start
+        one = next(bank.split(1))
+        kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, None, one)
+        # A few samples of the bank stand for all of them.
+        few = bank.take(torch.arange(0, len(bank), len(bank) // recipe.batch)[:recipe.batch])
+        prepare = partial(learning.prepare_bank, session, few, place, lambda text: None, room)
+        once = measure_seconds(prepare, session.device) / len(few)
+        batch = prepare()
+        optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
 
-            def step() -> None:
-                learning.backward(session, encoder, None, next(batches), generator, room)
-                optimizer.step()
-                optimizer.zero_grad()
+        def step() -> None:
+            learning.backward(session, encoder, None, batch, 0, 1.0, room)
+            optimizer.step()
 
-            cost = timed(step, settings.batch_size, repeats, session.device)
-            learning.held_out_loss(session, encoder, painting, room)
-            check = seconds(lambda: learning.held_out_loss(session, encoder, painting, room), session.device)
-            session.denoiser.network = network
-    samples = settings.steps * settings.batch_size
-    checks = 1 + samples // learning.CHECK_SAMPLES
+        cost = time_step(step, recipe.batch, repeats, session.device)
+        held_out = learning.prepare_bank(session, held_out, place, lambda text: None, room)
+        check = measure_seconds(lambda: learning.held_out_loss(session, encoder, None, held_out, room), session.device)
+        session.denoiser.network, weights = network, count_weights(session)
+    checks, checked = 1, 0
+    while checked < recipe.steps:
+        checks, checked = checks + 1, checked + learning.steps_to_next_check(recipe, checked)
     name = f"{name}, {room.samples} at once{', recomputed' if room.recompute else ''}"
-    return Cost(name, model.model.get_dtype_inference(), **cost, fixed=fixed + checks * check, samples=samples,
-                new=settings.objective.bank, kept=kept)
+    return Cost(name, model.model.get_dtype_inference(), **cost, weights=weights,
+                fixed=fixed + checks * check + once * (len(bank) + len(held_out)),
+                samples=recipe.steps * recipe.batch, kept=kept)
 
 
 # ---- the table ----
 
-HEAD = ("recipe", "dtype", "s / sample", "faster", "TFLOP / sample", "of the limit", "kept, MiB / sample",
-        "peak, MiB / step", "samples", "total, s", "faster")
+HEAD = ("recipe", "dtype", "s / sample", "faster", "TFLOP / sample", "of the limit", "weights, MiB",
+        "kept, MiB / sample", "peak, MiB / step", "samples", "total, s", "faster")
 
 
 def mebibytes(count: int | None) -> str:
     return "" if count is None else f"{count / 2**20:.0f}"
 
 
-def rows(costs: list[Cost], limits: dict[torch.dtype, float]) -> list[list[str]]:
+def table_rows(costs: list[Cost], limits: dict[torch.dtype, float]) -> list[list[str]]:
     base = costs[0]
 
     def row(cost: Cost) -> list[str]:
         share = cost.flops / cost.per_sample / limits[cost.dtype]
         return [cost.name, str(cost.dtype).removeprefix("torch."), f"{cost.per_sample:.3f}",
                 f"{base.per_sample / cost.per_sample:.1f}x", f"{cost.flops / 1e12:.3f}", f"{share:.0%}",
-                mebibytes(cost.kept), mebibytes(cost.bytes), str(cost.samples), f"{cost.total:.0f}",
-                f"{base.total / cost.total:.0f}x"]
+                mebibytes(cost.weights), mebibytes(cost.kept), mebibytes(cost.bytes), str(cost.samples),
+                f"{cost.total:.0f}", f"{base.total / cost.total:.0f}x"]
 
     return [row(cost) for cost in costs]
 
@@ -224,6 +235,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-vision", type=Path, help="clip-vit-large-patch14.safetensors; without it a random one")
     parser.add_argument("--repeats", type=int, default=None, help="timed steps (10 on a GPU, 1 on a CPU)")
     parser.add_argument("--tried", nargs="*", choices=TRIED, default=[], help="further rows: ours with a change")
+    parser.add_argument("--in-turn", action="store_true", help="a further row: ours with the text encoder and the "
+                        "denoiser on the device in turn")
+    parser.add_argument("--against", metavar="COMMIT", help="the same command on another commit of this repository, "
+                        "afterwards in the same run")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument("--half", action="store_true", help="on a CPU: all but the released recipe computes in "
                         "bfloat16, in half precision as on a GPU, which ComfyUI itself does on no CPU")
@@ -252,17 +267,40 @@ def main(args: argparse.Namespace) -> int:
         comfy.model_management.unload_all_models()
         print(f"[benchmark] {cost}", file=sys.stderr, flush=True)
 
-    keep(released(path, vision, pixels, repeats))
+    keep(measure_released(path, vision, pixels, repeats))
     if args.half:
         comfy.model_management.should_use_bf16 = lambda *_, **__: True
-    keep(ours(path, pixels, repeats, "all"))
-    keep(ours(path, pixels, repeats, "late", name="ours, late layers"))
+    keep(measure_ours(path, pixels, repeats, "all"))
+    try:
+        keep(measure_ours(path, pixels, repeats, "late", name="ours, late layers"))
+    except ValueError as error:
+        print(f"[benchmark] no row for late layers: {error}", file=sys.stderr)
+    if args.in_turn:
+        keep(measure_ours(path, pixels, repeats, "all", together=False, name="ours, models in turn"))
     for name in args.tried:
-        keep(ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}"))
+        keep(measure_ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}"))
     limits = {dtype: matrix_rate(device, dtype) for dtype in {c.dtype for c in costs}}
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     print(f"{path.stem} at {pixels} px, {place}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix "
           f"product: {', '.join(f'{str(d)[6:]} {r / 1e12:.3f} TFLOP/s' for d, r in limits.items())}; {repeats} timed "
           f"steps each, totals extrapolated\n")
-    print(markdown(HEAD, rows(costs, limits)))
-    return 0
+    print(markdown(HEAD, table_rows(costs, limits)), flush=True)
+    return measure_other(args.against) if args.against else 0
+
+
+def measure_other(commit: str) -> int:
+    """The same command line, without the row that older commits do not have, in a checkout of another commit with this
+    one's set-up."""
+    import in_process
+
+    arguments = [argument for argument, before in zip(sys.argv[1:], sys.argv, strict=False)
+                 if "--against" not in (argument.split("=")[0], before) and argument != "--in-turn"]
+    with tempfile.TemporaryDirectory() as folder:
+        git = ["git", "-C", str(in_process.ROOT), "worktree"]
+        subprocess.run([*git, "add", "--detach", "--quiet", folder, commit], check=True)
+        try:
+            Path(folder, ".dev").symlink_to(in_process.ROOT / ".dev")
+            print(f"\n{commit}:\n", flush=True)
+            return subprocess.run([sys.executable, "tools/benchmark.py", *arguments], cwd=folder).returncode
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True)

@@ -1,14 +1,14 @@
 """The one place that touches ComfyUI.
 
-``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``text``:
-prompts with spliced vectors. ``vision``: CLIP vision and VAE. ``sampling``: noise levels and sampling. ``training``:
-models that can be differentiated. ``styleshot``: StyleShot's networks and attention patches.
+``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
+whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
+``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``learning``: a style learned
+on them. ``styleshot``: StyleShot's networks and attention patches.
 """
 from .families import (
     PAPER_FAMILY,
-    check_invertible,
-    check_learnable,
     family_of,
+    label_of_encoders,
     source_of,
 )
 from .files import (
@@ -16,18 +16,24 @@ from .files import (
     embeddings_files,
     embeddings_path,
     file_fingerprint,
+    library_folders,
     load_weights,
     metadata_enabled,
     model_files,
     model_path,
     register_folders,
+    searched_folders,
     style_files,
     style_folders,
     style_path,
 )
+from .identity import identify
+from .learning import learn, look_at, make_encoder
+from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
     LatentPreview,
+    LearningView,
     Progress,
     show_text,
 )
@@ -57,6 +63,7 @@ from .text import (
     word_vectors,
 )
 from .training import (
+    check_layers,
     make_room,
     training_mode,
     training_session,
@@ -69,11 +76,13 @@ __all__ = [
     "SCHEDULERS",
     "TRANSFER_FOLDER",
     "LatentPreview",
+    "LearningView",
     "Progress",
     "StyleShot",
     "changes_nothing",
     "check_copyable",
     "check_invertible",
+    "check_layers",
     "check_learnable",
     "check_styleshot",
     "controlled",
@@ -83,8 +92,14 @@ __all__ = [
     "encode_latent",
     "family_of",
     "file_fingerprint",
+    "identify",
     "invert",
+    "label_of_encoders",
+    "learn",
+    "library_folders",
     "load_weights",
+    "look_at",
+    "make_encoder",
     "make_room",
     "metadata_enabled",
     "model_files",
@@ -96,6 +111,7 @@ __all__ = [
     "released_sigmas",
     "sample",
     "sampling_sigmas",
+    "searched_folders",
     "show_text",
     "shows_nothing",
     "source_of",

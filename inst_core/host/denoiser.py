@@ -1,8 +1,8 @@
-"""The frozen denoiser while a style is learned, in terms of noise prediction."""
+"""The frozen denoiser while a style is learned."""
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from ..inversion import noise_between
+from ..bank import Batch
 
 
 class Conditioning(NamedTuple):
-    """Text encoder output: ``context`` (1, tokens, width) and ``pooled`` (1, width) or None."""
+    """Text encoder output: ``context`` (1, tokens, width), ``pooled`` (1, width) or None, and what some families give
+    beside them by the host's names (masks, another text encoder's context)."""
 
     context: Tensor
     pooled: Tensor | None
+    extra: dict[str, Any] | None = None
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -78,16 +80,17 @@ def _exact_attention(chosen: Callable, *arguments, **named) -> Tensor:
 
 
 class Denoiser:
-    """The frozen denoiser of a re-made MODEL, in terms of noise prediction.
+    """The frozen denoiser of a re-made MODEL; see ``objective.Denoiser``.
 
-    Attributes:
-        recompute: whether activations are recomputed for backward instead of kept.
+    Args:
+        patcher: of the copy.
+        load: called before the network runs, to have it on its device.
     """
 
     recompute = False
 
-    def __init__(self, patcher):
-        self._patcher = patcher
+    def __init__(self, patcher, load: Callable[[], None] = lambda: None):
+        self._patcher, self._load = patcher, load
         self.device = patcher.load_device
         self.model_sampling = patcher.get_model_object("model_sampling")
 
@@ -106,31 +109,28 @@ class Denoiser:
         levels = [min(float(sampling.percent_to_sigma(1 - t)), float(sampling.sigma_max)) for t in timestep.tolist()]
         return torch.tensor(levels).clamp_min(float(sampling.sigma_min))
 
-    def log_snr(self, timestep: Tensor) -> Tensor:
-        """Log signal-to-noise ratio at training times, (count,) -> (count,)."""
-        sigma = self.level(timestep)
-        shape, one = (-1, 1, 1, 1), torch.ones(len(sigma), 1, 1, 1)
-        noise = self.model_sampling.noise_scaling(sigma.view(shape), one, torch.zeros_like(one)).flatten()
-        signal = self.model_sampling.noise_scaling(sigma.view(shape), torch.zeros_like(one), one).flatten()
-        return 2 * (signal.clamp_min(1e-6).log() - noise.clamp_min(1e-6).log())
-
     def noised(self, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """x at levels ``sigma`` (B,)."""
         return self.model_sampling.noise_scaling(sigma, noise, latent)
 
     def denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning,
-                 entries: Sequence[int | str] | None = None) -> Tensor:
+                 prepared: Sequence[Tensor] = ()) -> Tensor:
         """D(x, sigma, c) as the host's samplers compute it, LoRA and model patches included. x (B, C, h, w).
 
         Args:
-            entries: names of the samples, for denoisers that remember what is constant about them.
+            prepared: what ``prepare`` gave of these samples, or nothing.
         """
         return self._run(x, sigma, conditioning)
+
+    def prepare(self, batch: Batch) -> Sequence[Tensor]:
+        """What is the same for a sample whatever the style is: nothing, where the whole network sees the style."""
+        return ()
 
     def _run(self, x: Tensor, sigma: Tensor, conditioning: Conditioning,
              patches: dict[str, list] | None = None) -> Tensor:
         """One call of the host, with further patches of its transformers."""
-        extra = {} if conditioning.pooled is None else {"pooled_output": conditioning.pooled}
+        self._load()
+        extra = {**(conditioning.extra or {}), "pooled_output": conditioning.pooled}
         conds = {"positive": comfy.sampler_helpers.convert_cond([[conditioning.context, extra]])}
         conds = comfy.samplers.process_conds(self._patcher.model, x, conds, x.device)
         options = comfy.model_patcher.create_model_options_clone(self._patcher.model_options)
@@ -142,10 +142,3 @@ class Denoiser:
         recompute = self.recompute and torch.is_grad_enabled()
         with AddingApart(), recomputed(self.network) if recompute else nullcontext():
             return comfy.samplers.calc_cond_batch(self._patcher.model, [conds["positive"]], x, sigma, options)[0]
-
-    def forget(self) -> None:
-        """Drops what is remembered about samples: others will come under the same names."""
-
-    def predicted_noise(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """n_hat from D in the model's own parametrisation."""
-        return noise_between(self.model_sampling, sigma, x, denoised)

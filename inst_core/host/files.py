@@ -66,6 +66,17 @@ def style_folders() -> tuple[Path, Path, Path]:
             Path(folder_paths.get_temp_directory(), STYLE_FOLDER))
 
 
+def library_folders() -> list[Path]:
+    """All folders of learned styles, those that Load InST Style lists."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(STYLE_FOLDER)]
+
+
+def searched_folders() -> list[Path]:
+    """Folders in which Load InST Style and ``embedding:name`` look for files, their subfolders included."""
+    folders = [*folder_paths.get_folder_paths(STYLE_FOLDER), *folder_paths.get_folder_paths("embeddings")]
+    return list(dict.fromkeys(map(Path, folders)))
+
+
 def embeddings_files() -> list[str]:
     """Official ``embeddings.pt`` candidates: the .pt files among the embeddings."""
     return [name for name in model_files("embeddings") if name.lower().endswith(".pt")]

@@ -24,7 +24,7 @@ from ..inversion import (
     released_timesteps,
     stochastic_inversion,
 )
-from .families import check_invertible
+from .parts import INVERT, SAMPLE, check_parts, check_still_image
 from .progress import check_interrupted, global_rng_kept
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
@@ -139,8 +139,9 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
     Raises:
         ValueError: unsupported model, strength out of range.
     """
-    check_invertible(model)
+    check_still_image(model, INVERT)
     samples = _pictures(model, latent)
+    check_parts(model, INVERT, latent=samples, conditionings={"positive": positive})
     sampling = model.get_model_object("model_sampling")
     if sigmas is not None:
         noised_at = start_at = torch.zeros(()) if changes_nothing(sigmas) else sigmas[0]
@@ -254,12 +255,14 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     """
     if changes_nothing(sigmas):
         return latent
+    check_still_image(model, SAMPLE)
+    samples = _pictures(model, latent)
+    check_parts(model, SAMPLE, latent=samples, conditionings={"positive": positive, "negative": negative})
     made_for = getattr(noise, "sigma", None)
     if made_for is not None and abs(made_for - float(sigmas[0])) > 0.01 * made_for:
         raise ValueError(f"The connected NOISE was inverted at sigma {made_for:.4g}, but sampling starts at "
                          f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same strength and "
                          "timing, or the same sigmas.")
-    samples = _pictures(model, latent)
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     with global_rng_kept():
         result = comfy.sample.sample_custom(

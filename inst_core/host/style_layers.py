@@ -2,18 +2,20 @@
 
 P+ (Voynov et al. 2023, section 3) finds colour and texture in the fine layers and shape in the coarse ones, so such a
 style carries less of the painting's content.  And learning gets cheap: everything before the late blocks does not
-depend on the style, so it is computed once per sample and remembered, with exact gradients.
+depend on the style, so it is computed once per sample, with exact gradients.
 
 ``late_only`` restricts a CONDITIONING while sampling; ``StyleLayersDenoiser`` learns with the same restriction.  Both
 run the host's own U-Net code.
 """
 import copy
+from collections.abc import Callable, Sequence
 
 import comfy.hooks
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
 
+from ..bank import Batch
 from .denoiser import Conditioning, Denoiser
 
 
@@ -64,7 +66,7 @@ def _neutral_before_late(neutral: Tensor):
     return patch
 
 
-class _Remembered(nn.Module):
+class _Constant(nn.Module):
     """Stands for the blocks before: gives what they gave."""
 
     def __init__(self, value: Tensor):
@@ -90,39 +92,45 @@ def _with_modules(unet: UNetModel, **modules: nn.Module) -> UNetModel:
     return other
 
 
+def check_late(patcher) -> None:
+    """Raises ValueError, in one sentence, unless late blocks of a MODEL can be told apart and run alone."""
+    network = patcher.model.diffusion_model
+    if not isinstance(network, UNetModel):
+        raise ValueError(f"layers is 'late', which only U-Nets have (SD 1.x, SD 2.x, SDXL); the connected model is "
+                         f"a {type(network).__name__}. Use layers 'all'.")
+    if {"patches", "patches_replace"} & patcher.model_options.get("transformer_options", {}).keys():
+        raise ValueError("layers is 'late', and the connected model carries patches of its blocks (FreeU, "
+                         "IP-Adapter, StyleShot and the like). Connect the model from before those patches, or "
+                         "use layers 'all'.")
+
+
 class StyleLayersDenoiser(Denoiser):
     """A denoiser whose late blocks see the style and whose other blocks see ``neutral``.
 
     Args:
-        patcher: as for ``Denoiser``; its model is this session's own copy.
+        patcher, load: as for ``Denoiser``; its model is this session's own copy.
         neutral: the prompt without the style.
 
     Raises:
         ValueError: a denoiser without such blocks, or one with patches that act between them.
     """
 
-    def __init__(self, patcher, neutral: Conditioning):
-        super().__init__(patcher)
+    def __init__(self, patcher, neutral: Conditioning, load: Callable[[], None] = lambda: None):
+        check_late(patcher)
+        super().__init__(patcher, load)
         self._unet: UNetModel = self.network
-        if not isinstance(self._unet, UNetModel):
-            raise ValueError(f"layers is 'late', which only U-Nets have (SD 1.x, SD 2.x, SDXL); the connected model is "
-                             f"a {type(self._unet).__name__}. Use layers 'all'.")
-        patched = {"patches", "patches_replace"} & patcher.model_options.get("transformer_options", {}).keys()
-        if patched:
-            raise ValueError("layers is 'late', and the connected model carries patches of its blocks (FreeU, "
-                             "IP-Adapter, StyleShot and the like). Connect the model from before those patches, or "
-                             "use layers 'all'.")
         self._late = first_late_block(self._unet)
-        self._neutral = Conditioning(*(t if t is None else t.detach() for t in neutral))
-        self._remembered: dict[int | str, tuple[Tensor, list[Tensor]]] = {}
+        self._neutral = Conditioning(*(t.detach() if torch.is_tensor(t) else t for t in neutral))
 
-    def forget(self) -> None:
-        self._remembered.clear()
+    def prepare(self, batch: Batch) -> Sequence[Tensor]:
+        """The hidden state before the first late block, then the skip connections of the late blocks."""
+        sigma = self.level(batch.time).to(self.device)
+        return self._run_beginning(self.noised(batch.latent.to(self.device), batch.noise.to(self.device), sigma), sigma)
 
-    def denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, entries=None) -> Tensor:
-        hidden, skips = self._beginning(x, sigma, entries)
-        blocks = nn.ModuleList([nn.ModuleList([_Remembered(skip)]) for skip in skips])
-        ending = _with_modules(self._unet, input_blocks=blocks, middle_block=nn.ModuleList([_Remembered(hidden)]),
+    def denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, prepared: Sequence[Tensor] = ()) -> Tensor:
+        hidden, *skips = prepared or self._run_beginning(x, sigma)
+        blocks = nn.ModuleList([nn.ModuleList([_Constant(skip)]) for skip in skips])
+        ending = _with_modules(self._unet, input_blocks=blocks, middle_block=nn.ModuleList([_Constant(hidden)]),
                                output_blocks=self._unet.output_blocks[self._late:])
         return self._run_as(ending, x, sigma, Conditioning(conditioning.context, self._neutral.pooled))
 
@@ -134,20 +142,8 @@ class StyleLayersDenoiser(Denoiser):
         finally:
             self.network = self._unet
 
-    def _beginning(self, x: Tensor, sigma: Tensor, entries) -> tuple[Tensor, list[Tensor]]:
-        """(hidden state before the first late block, skip connections of the late blocks), remembered by entry."""
-        if entries is None:
-            return self._compute(x, sigma)
-        if not all(entry in self._remembered for entry in entries):
-            hidden, skips = self._compute(x, sigma)
-            for i, entry in enumerate(entries):
-                self._remembered[entry] = hidden[i:i + 1].clone(), [skip[i:i + 1].clone() for skip in skips]
-        found = [self._remembered[entry] for entry in entries]
-        return (torch.cat([hidden for hidden, _ in found]),
-                [torch.cat(skips) for skips in zip(*(skips for _, skips in found), strict=True)])
-
     @torch.no_grad()
-    def _compute(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _run_beginning(self, x: Tensor, sigma: Tensor) -> list[Tensor]:
         skips, keep = [], _Keep()
 
         def note(hidden: Tensor, options: dict) -> Tensor:
@@ -156,4 +152,4 @@ class StyleLayersDenoiser(Denoiser):
 
         beginning = _with_modules(self._unet, output_blocks=self._unet.output_blocks[:self._late], out=keep)
         self._run_as(beginning, x, sigma, self._neutral, {"input_block_patch_after_skip": [note]})
-        return keep.value, skips[:len(self._unet.output_blocks) - self._late]
+        return [keep.value, *skips[:len(self._unet.output_blocks) - self._late]]

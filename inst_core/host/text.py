@@ -1,110 +1,238 @@
-"""Prompts with pseudo-words: vectors in the place of tokens, spliced by the host's own tokenizer."""
+"""Prompts with pseudo-words: vectors in the place of tokens.
+
+The prompt goes through the host's own tokenizer with token ids that no vocabulary has in the places of the style.
+Afterwards vectors take those places, so whatever a family writes around its prompts stays as it is, to the last
+newline.  Nothing is written to disk.
+"""
 import copy
-import tempfile
-import uuid
-from collections.abc import Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from comfy.sd1_clip import SDTokenizer
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..strength import ALWAYS, Course
 from ..style import ALL_LAYERS
 from .style_layers import late_only
 
 PLACEHOLDER = "*"
+MARK = "\ue257"  # stands for the style on its way through the tokenizer; a private character, no language uses it
+# Token ids from here on name a text encoder and one of its pseudo-words; no vocabulary is that big.
+FIRST_PLACE, PLACES = 10**9, 10**4
+ROWS = 4096  # of an embedding table that are looked at together
 
 
-def _readers(clip) -> dict[str, SDTokenizer]:
-    """{key of the text encoder: its tokenizer}, for those that read embeddings."""
-    parts = {k: t for k, t in vars(clip.tokenizer).items() if isinstance(t, SDTokenizer)}
-    return {k: t for k, t in parts.items() if t.embedding_directory is not None}
+class TextPart(NamedTuple):
+    """One text encoder of a CLIP.
+
+    Attributes:
+        attribute: of the host's tokenizer that holds ``tokenizer``.
+        encoder: the host's module.
+    """
+
+    attribute: str
+    tokenizer: SDTokenizer
+    encoder: nn.Module
+
+    @property
+    def table(self) -> Tensor:
+        """Its token embeddings, (vocabulary, width)."""
+        return self.encoder.transformer.get_input_embeddings().weight
 
 
 def _tokenizers(clip) -> dict[str, SDTokenizer]:
-    """The same, for text encoders that are loaded: a CLIP may come without some of those its tokenizer knows."""
-    parts = {k: t for k, t in _readers(clip).items() if getattr(clip.cond_stage_model, k, None) is not None}
+    """{attribute of the host's tokenizer: tokenizer of one text encoder}"""
+    return {k: t for k, t in vars(clip.tokenizer).items() if isinstance(t, SDTokenizer)}
+
+
+def text_parts(clip) -> dict[str, TextPart]:
+    """The text encoders that read the prompt, by the keys under which style files hold their vectors.
+
+    A CLIP may come without some of those its tokenizer knows; they are left out.
+
+    Raises:
+        ValueError: there are none.
+    """
+    model, parts = clip.cond_stage_model, {}
+    for attribute, tokenizer in _tokenizers(clip).items():
+        # The host calls some of them clip_... in the tokenizer only.
+        encoder = getattr(model, attribute, None) or getattr(model, attribute.removeprefix("clip_"), None)
+        if encoder is not None:
+            parts[tokenizer.embedding_key] = TextPart(attribute, tokenizer, encoder)
     if not parts:
-        raise ValueError(f"The connected CLIP ({type(clip.cond_stage_model).__name__}) has no tokenizer that takes "
-                         "embeddings, so a style cannot be put into its prompts.")
+        raise ValueError(f"The connected CLIP ({type(model).__name__}) has no text encoder that reads tokens in a way "
+                         "known here, so a style cannot be put into its prompts.")
     return parts
 
 
 def text_widths(clip) -> dict[str, int]:
     """{``clip_l``: 768, ...}: the text encoders a style for this CLIP needs, and their widths."""
-    return {k: t.embedding_size for k, t in _tokenizers(clip).items()}
+    return {key: part.table.shape[1] for key, part in text_parts(clip).items()}
 
 
 def with_placeholder(text: str) -> str:
     """The prompt with its ``*``; a prompt without one gets it at the end."""
-    if PLACEHOLDER in text:
+    if MARK in _marked(text):
         return text
     return f"{text.strip()} in the style of {PLACEHOLDER}" if text.strip() else PLACEHOLDER
 
 
-def tokenize(clip, text: str, vectors: Mapping[str, Tensor]) -> dict:
-    """Tokens of ``text`` with ``vectors`` in the place of every ``*``.
+def _marked(text: str) -> str:
+    r"""The prompt with a mark for every ``*``, and a star for every ``\*``."""
+    return re.sub(r"(\\?)\*", lambda star: PLACEHOLDER if star[1] else MARK, text.replace(MARK, ""))
 
-    The vectors go through the host's ``embedding:`` reader (as a file in a temporary folder), so a style here and the
-    same style as ``embedding:name`` give the same tokens by construction.
+
+class _Halves:
+    """Stands for the tokenizer that makes ids of words: what is left and right of a mark goes through it apart."""
+
+    def __init__(self, part: SDTokenizer, places: Sequence[int]):
+        self._words, self._places = part.tokenizer, places
+        self._start, self._end = part.tokens_start, -1 if part.tokenizer_adds_end_token else None
+
+    def __getattr__(self, name: str):
+        return getattr(self._words, name)
+
+    def __call__(self, text: str, **options) -> dict[str, list[int]]:
+        first, *others = (list(self._words(half, **options)["input_ids"]) for half in text.split(MARK))
+        if not others:
+            return {"input_ids": first}
+        ids = first[:self._end]
+        for half in others:
+            ids += [*self._places, *half[self._start:self._end]]
+        return {"input_ids": ids if self._end is None else ids + others[-1][self._end:]}
+
+
+class _Splicing:
+    """Stands for one of the host's tokenizers while a prompt with marks goes through it.
+
+    Args:
+        prompt: as the user wrote it, with marks.
+        places: token ids for every mark.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        name = f"inst_{uuid.uuid4().hex}"
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in vectors.items()},
-                  Path(folder, f"{name}.safetensors"))
-        reader = clip.clone()
-        reader.tokenizer = copy.copy(clip.tokenizer)
-        for key, part in _readers(clip).items():
-            part = copy.copy(part)
-            known = part.embedding_directory
-            part.embedding_directory = [folder, *([known] if isinstance(known, str) else known)]
-            setattr(reader.tokenizer, key, part)
-        return reader.tokenize(text.replace(PLACEHOLDER, f" embedding:{name} "))
+
+    def __init__(self, part: SDTokenizer, prompt: str, places: Sequence[int]):
+        self._part, self._prompt, self._places = part, prompt, places
+
+    def __getattr__(self, name: str):
+        return getattr(self._part, name)
+
+    def tokenize_with_weights(self, text: str, *arguments, **options):
+        part = copy.copy(self._part)
+        # The host's embedding: reader keeps words of several tokens in one window, but only spaces between words; so
+        # it is used where the prompt is all there is, and not where a family wrote more around it.
+        plain = text == self._prompt and not options.get("disable_weights", part.disable_weights)
+        if plain and (part.embedding_directory is not None or part.pad_to_max_length):
+            part._try_get_embedding = self._embedding_reader()
+            part.embedding_directory = part.embedding_directory or []
+            text = text.replace(MARK, f" {part.embedding_identifier}{MARK} ")
+        else:
+            part.tokenizer = _Halves(part, self._places)
+        return part.tokenize_with_weights(text, *arguments, **options)
+
+    def _embedding_reader(self):
+        """The host's, which knows the style by the name MARK."""
+        nowhere = copy.copy(self._part)
+        nowhere.embedding_directory = []
+        rows = torch.tensor(self._places, dtype=torch.long).unsqueeze(1)
+
+        def read(text: str) -> tuple:
+            if text.split()[0] != MARK:
+                return self._part._try_get_embedding(text)
+            return rows, *nowhere._try_get_embedding(text)[1:]
+
+        return read
 
 
-def _scheduled(clip, tokens: dict) -> list:
-    return clip.encode_from_tokens_scheduled(tokens)
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt with places for pseudo-words.
+
+    Attributes:
+        tokens: the host's; ids from ``FIRST_PLACE`` on are places.
+        keys: of the text encoders, in the order of their places.
+    """
+
+    tokens: dict[str, list]
+    keys: tuple[str, ...]
+
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, list]:
+        """The host's tokens with ``vectors`` {key: (n, width)} in their places."""
+        def filled(token):
+            if not isinstance(token, int) or token < FIRST_PLACE:
+                return token
+            encoder, row = divmod(token - FIRST_PLACE, PLACES)
+            return vectors[self.keys[encoder]][row]
+
+        return {name: [[(filled(token), *weight) for token, *weight in window] for window in windows]
+                for name, windows in self.tokens.items()}
 
 
-def _blend(without: list, with_style: list, strength: float) -> list:
-    """Conditioning on the line from the prompt without the style (0) through the style (1) and beyond."""
-    blended = []
-    for (base, base_extra), (full, full_extra) in zip(without, with_style, strict=True):
-        short = full.shape[1] - base.shape[1]  # prompts may differ in the number of 77-token windows
-        base = torch.nn.functional.pad(base, (0, 0, 0, max(short, 0)))
-        full = torch.nn.functional.pad(full, (0, 0, 0, max(-short, 0)))
-        extra = dict(full_extra)
-        if extra.get("pooled_output") is not None:
-            extra["pooled_output"] = torch.lerp(base_extra["pooled_output"], extra["pooled_output"], strength)
-        blended.append([torch.lerp(base, full, strength), extra])
-    return blended
+def tokenize(clip, text: str, count: int) -> Prompt:
+    r"""``text`` with ``count`` places in the place of every ``*``; with 0, the prompt without the style.
+
+    At CLIP's and T5's tokenizers, which get the prompt as it is written, the places come from the host's ``embedding:``
+    reader, so a style here and the same style as ``embedding:name`` give the same tokens by construction.  ``\*`` is a
+    star in the text.
+    """
+    parts, text = text_parts(clip), _marked(text)
+    keys = {part.attribute: i for i, part in enumerate(parts.values())}
+    reader = clip.clone()
+    reader.tokenizer = copy.copy(clip.tokenizer)
+    for attribute, part in _tokenizers(clip).items():
+        first = FIRST_PLACE + keys.get(attribute, 0) * PLACES
+        places = range(first, first + count) if attribute in keys else ()
+        setattr(reader.tokenizer, attribute, _Splicing(part, text, places))
+
+    def number(token):
+        """Places that went through the embedding: reader are tensors."""
+        return int(token) if torch.is_tensor(token) and not token.is_floating_point() else token
+
+    tokens = {name: [[(number(token), *weight) for token, *weight in window] for window in windows]
+              for name, windows in reader.tokenize(text).items()}
+    return Prompt(tokens, tuple(parts))
 
 
-def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0,
-                       layers: str = ALL_LAYERS) -> list:
+def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
+                       words: str = "painting", course: Course = ALWAYS) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
-        strength: 1 = the style as learned, bit-equal to ``embedding:name``; 0 = the prompt without ``*``; other
-            values lie on the line through the two.
+        strength: of the pseudo-words: 1 = as learned, where the host's reader is whole bit-equal to
+            ``embedding:name``; 0 = ``words``, as many as there are pseudo-words; others lie on the line through both.
         layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
+        words: that learning started from.
+        course: of the strength over the sampling.
+
+    Raises:
+        ValueError: a course that ends before it starts.
     """
     text = with_placeholder(text)
-    if strength == 1 and layers == ALL_LAYERS:
-        return _scheduled(clip, tokenize(clip, text, vectors))
-    without = _scheduled(clip, clip.tokenize(text.replace(PLACEHOLDER, "")))
-    if strength == 0:
-        return without
-    styled = _scheduled(clip, tokenize(clip, text, vectors))
-    if strength != 1:
-        styled = _blend(without, styled, strength)
-    return styled if layers == ALL_LAYERS else late_only(styled, without)
+    pieces = course.pieces(strength)
+    prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
+    start = word_vectors(clip, words) if any(height != 1 for *_, height in pieces) else {}
+    conditioning = []
+    for begin, end, height in pieces:
+        when = {"start_percent": begin, "end_percent": end} if len(pieces) > 1 else {}
+        styled = clip.encode_from_tokens_scheduled(prompt.with_vectors(_at_strength(vectors, start, height)),
+                                                   add_dict=when)
+        if layers != ALL_LAYERS:
+            without = tokenize(clip, text, 0).with_vectors({})
+            styled = late_only(styled, clip.encode_from_tokens_scheduled(without, add_dict=when))
+        conditioning += styled
+    return conditioning
+
+
+def _at_strength(learned: Mapping[str, Tensor], start: Mapping[str, Tensor], strength: float) -> Mapping[str, Tensor]:
+    """Vectors on the line from the starting words (0) through the learned ones (1) and beyond."""
+    return learned if strength == 1 else {k: torch.lerp(start[k].expand_as(v), v, strength) for k, v in learned.items()}
 
 
 def token_embedding(clip, key: str):
     """The embedding table of one text encoder: a module with ``weight`` (vocabulary, width)."""
-    return getattr(clip.cond_stage_model, key).transformer.get_input_embeddings()
+    return text_parts(clip)[key].encoder.transformer.get_input_embeddings()
 
 
 def word_vectors(clip, words: str) -> dict[str, Tensor]:
@@ -114,12 +242,19 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
     vocabulary: other lengths are no words to the text encoder (Kim et al. 2026, directional textual inversion).
     """
     start = {}
-    for key, part in _tokenizers(clip).items():
-        special = {part.start_token, part.end_token, part.pad_token}
-        ids = [t for window in part.tokenize_with_weights(words) for t, _ in window if t not in special]
-        table = token_embedding(clip, key).weight
-        mean = table[torch.tensor(ids, device=table.device)] if ids else table
-        mean = mean.float().mean(0, keepdim=True)
-        length = table.float().norm(dim=-1).mean()
-        start[key] = (mean * (length / mean.norm())).cpu().clone()
+    for key, part in text_parts(clip).items():
+        tokenizer, table = part.tokenizer, part.table
+        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+        ids = [t for window in tokenizer.tokenize_with_weights(words) for t, *_ in window if t not in special]
+        mean = torch.cat([table[i:i + 1].float() for i in ids]).mean(0) if ids else _vocabulary_mean(table)
+        start[key] = (mean * (_mean_length(table) / mean.norm())).unsqueeze(0).cpu().clone()
     return start
+
+
+def _vocabulary_mean(table: Tensor) -> Tensor:
+    """(width,) mean of a (vocabulary, width) table, a few rows at a time: tables have up to gigabytes."""
+    return sum(rows.float().sum(0) for rows in table.split(ROWS)) / len(table)
+
+
+def _mean_length(table: Tensor) -> Tensor:
+    return sum(rows.float().norm(dim=-1).sum() for rows in table.split(ROWS)) / len(table)

@@ -5,19 +5,21 @@ trainer therefore makes the model again outside of it, from its loader, and so d
 denoiser and for the text encoder.  The copies live as long as the session; the user's models are never touched.
 """
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
+from .. import memory
 from ..style import ALL_LAYERS, LATE_LAYERS
 from . import text as prompts
 from .denoiser import Conditioning, Denoiser
 from .patches import carry_over, check_copyable
-from .style_layers import StyleLayersDenoiser
+from .style_layers import StyleLayersDenoiser, check_late
 
 
 def make_room(needed: int) -> torch.device:
@@ -34,35 +36,33 @@ def training_mode() -> Iterator[None]:
         yield
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for every way in which torch, the drivers or the host say so; the host also clears the device's error."""
+    host_says = getattr(comfy.model_management, "is_oom", None)
+    known = getattr(comfy.model_management, "OOM_EXCEPTION", Exception) is not Exception  # without CUDA it may be
+    return bool(known and host_says and host_says(error)) or memory.is_out_of_memory(error)
+
+
 class TextEncoder:
-    """The frozen text encoder of a re-made CLIP, for one prompt with pseudo-words."""
+    """The frozen text encoder of a re-made CLIP, for one prompt with pseudo-words.
 
-    def __init__(self, clip, prompt: str, widths: Mapping[str, int], tokens: int):
-        self._clip = clip
-        # Rows that no vocabulary holds mark where the pseudo-words go.
-        marks = {k: torch.arange(tokens, dtype=torch.float32).sub(1e6).unsqueeze(1).expand(-1, w)
-                 for k, w in widths.items()}
-        self._tokens = prompts.tokenize(clip, prompt, marks)
+    Args:
+        load: called before it runs, to have it on its device.
+    """
 
-    def _spliced(self, vectors: Mapping[str, Tensor]) -> dict:
-        def live(key: str, token):
-            if key in vectors and torch.is_tensor(token) and (token <= -1e5).all():
-                return vectors[key][int(token[0] + 1e6)]
-            return token
-
-        keys = {k: k if k in vectors else f"clip_{k}" for k in self._tokens}
-        return {k: [[(live(keys[k], token), weight) for token, weight in window] for window in windows]
-                for k, windows in self._tokens.items()}
+    def __init__(self, clip, prompt: str, tokens: int, load: Callable[[], None] = lambda: None):
+        self._clip, self._load = clip, load
+        self._prompt = prompts.tokenize(clip, prompt, tokens)
 
     def encode(self, vectors: Mapping[str, Tensor]) -> Conditioning:
         """Context of the prompt; gradients reach ``vectors``. Run it and its backward inside ``recording``."""
+        self._load()
         stage = self._clip.cond_stage_model
         stage.reset_clip_options()
         if self._clip.layer_idx is not None:
             stage.set_clip_options({"layer": self._clip.layer_idx})
         stage.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        context, pooled = stage.encode_token_weights(self._spliced(vectors))[:2]
-        return Conditioning(context, pooled)
+        return Conditioning(*stage.encode_token_weights(self._prompt.with_vectors(vectors)))
 
     @staticmethod
     def recording():
@@ -70,17 +70,66 @@ class TextEncoder:
         return torch.autograd.graph.allow_mutation_on_saved_tensors()
 
 
+class Residents:
+    """Models on the device: together, or one at a time where they do not fit together.
+
+    The gradient is cut at the context, so the text encoder and the denoiser never run at the same time.
+
+    Args:
+        patchers: of the models.
+        together: None decides by the memory that is free once all other models have left.
+    """
+
+    def __init__(self, *patchers, together: bool | None = None):
+        self.patchers = patchers
+        self.together = fit_together(patchers) if together is None else together
+        self._here: list = []
+        if self.together:
+            self._load([*patchers])
+
+    def load(self, patcher) -> None:
+        """Has the model on its device, with the other one away where both do not fit."""
+        if not any(patcher is here for here in self._here):
+            self.unload()
+            self._load([patcher])
+
+    def unload(self) -> None:
+        for patcher in self._here:
+            comfy.model_management.unload_model_and_clones(patcher)
+        self._here = []
+
+    def _load(self, patchers: list) -> None:
+        # Like the host's trainer: everything else leaves the device, activations need the room.
+        comfy.model_management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+        self._here = patchers
+
+
+def fit_together(patchers) -> bool:
+    """Whether models fit on the device of the first with room for some activations, all other models gone."""
+    management, device = comfy.model_management, patchers[0].load_device
+    if device.type == "cpu":
+        return True
+    management.free_memory(1e30, device)
+    weights = sum(patcher.model_size() for patcher in patchers if patcher.load_device == device)
+    return weights + 2 * management.minimum_inference_memory() <= management.get_free_memory(device)
+
+
 @dataclass(frozen=True)
 class TrainingSession:
-    """Differentiable copies of the user's MODEL and CLIP."""
+    """Differentiable copies of the user's MODEL and CLIP; see ``learning.Session``."""
 
     denoiser: Denoiser
     text: TextEncoder
+    residents: Residents
     device: torch.device
 
     def free_bytes(self) -> int:
-        """Memory that is free on the device."""
+        """Memory that is free on the device, with the denoiser on it."""
+        self.residents.load(self.residents.patchers[0])
         return comfy.model_management.get_free_memory(self.device)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error)
 
 
 @contextmanager
@@ -118,45 +167,53 @@ def _remade(patcher, socket: str):
 
 
 @contextmanager
-def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LAYERS) -> Iterator[TrainingSession]:
+def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LAYERS,
+                     together: bool | None = None) -> Iterator[TrainingSession]:
     """Copies that can be differentiated, loaded on their device; freed afterwards, come what may.
 
     Args:
         prompt: with ``*``.
         tokens: number of pseudo-words.
         layers: "all", or "late": only late decoder blocks see the style (see ``style_layers``).
+        together: whether text encoder and denoiser stay on the device together; None = where both fit.
 
     Raises:
         ValueError: MODEL or CLIP from a loader that cannot re-make them; ``layers`` "late" on another model than a
             plain U-Net.
     """
+    check_layers(model, layers)
     with training_mode(), _repeatable():
         patcher = _remade(model, "model")
         text = clip.clone()
         text.patcher = _remade(clip.patcher, "clip")
         text.cond_stage_model = text.patcher.model
-        before = comfy.model_management.in_training
+        before, residents = comfy.model_management.in_training, None
         try:
             comfy.model_management.in_training = True
-            # Like the host's trainer: everything else leaves the device, activations need the room.
-            comfy.model_management.load_models_gpu([patcher, text.patcher], memory_required=1e20, force_full_load=True)
+            residents = Residents(patcher, text.patcher, together=together)
+            use_text, use_denoiser = partial(residents.load, text.patcher), partial(residents.load, patcher)
+            neutral = _without_style(text, prompt, use_text) if layers == LATE_LAYERS else None
+            use_denoiser()
             patcher.pre_run()
-            widths = prompts.text_widths(clip)
-            denoiser = Denoiser(patcher)
-            if layers == LATE_LAYERS:
-                denoiser = StyleLayersDenoiser(patcher, _without_style(text, prompt, widths))
-            yield TrainingSession(denoiser, TextEncoder(text, prompt, widths, tokens), patcher.load_device)
+            denoiser = (Denoiser(patcher, use_denoiser) if neutral is None
+                        else StyleLayersDenoiser(patcher, neutral, use_denoiser))
+            yield TrainingSession(denoiser, TextEncoder(text, prompt, tokens, use_text), residents,
+                                  patcher.load_device)
         finally:
             comfy.model_management.in_training = before
             patcher.cleanup()
             for loaded in (patcher, text.patcher):
                 comfy.model_management.unload_model_and_clones(loaded)
-            denoiser = None  # it holds the model
-            del patcher, text
             comfy.model_management.soft_empty_cache()
 
 
+def check_layers(model, layers: str) -> None:
+    """Raises ValueError, in one sentence, unless a style can be learned for these layers of a MODEL."""
+    if layers == LATE_LAYERS:
+        check_late(model)
+
+
 @torch.no_grad()
-def _without_style(text, prompt: str, widths: Mapping[str, int]) -> Conditioning:
+def _without_style(text, prompt: str, load: Callable[[], None]) -> Conditioning:
     """The prompt's conditioning without its ``*``."""
-    return TextEncoder(text, prompt.replace(prompts.PLACEHOLDER, ""), widths, 1).encode({})
+    return TextEncoder(text, prompt, 0, load).encode({})

@@ -1,9 +1,14 @@
 """Styles in prompts: the same as stock embeddings, bit for bit."""
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
 import folder_paths
 import pytest
 import torch
 from inst_pack.inst_core import host, saving
-from inst_pack.inst_core.style import Style, StyleError
+from inst_pack.inst_core.style import Style
 from inst_pack.nodes.style import NO_STYLES, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 
 import nodes as host_nodes
@@ -35,6 +40,8 @@ def stock(clip, text: str) -> list:
 PROMPTS = ["*", "a house in the style of *", "*, a house", "a (red:1.2) house by (*:1.3), at night",
            "a very old house " * 25 + "in the style of *", "two of * and *", "house (in the style of *) at sea"]
 
+LONG = "a very old house " * 18 + " * at night"
+
 
 @pytest.mark.parametrize("tokens", [1, 3, 12])
 @pytest.mark.parametrize("text", PROMPTS)
@@ -42,6 +49,54 @@ def test_apply_equals_embedding_in_a_stock_prompt(small, text, tokens):
     clip = small[1]
     name = saved(tokens).removesuffix(".safetensors")
     assert same(apply(clip, text, value=style(tokens)), stock(clip, text.replace("*", f" embedding:{name} ")))
+
+
+OPENED: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def watch_files():
+    """What this process opens or makes is noted in ``OPENED`` (an audit hook stays until the process ends)."""
+    watching = [True]
+    sys.addaudithook(lambda event, arguments: OPENED.append(f"{event} {arguments[0]}") if watching and event in
+                     ("open", "os.mkdir", "os.listdir", "os.scandir", "tempfile.mkdtemp", "tempfile.mkstemp") else None)
+    yield
+    watching.clear()
+
+
+def mapped_files() -> set[str]:
+    maps = Path("/proc/self/maps")
+    return {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line} if maps.exists() else set()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_style_is_put_into_a_prompt_without_any_file(small, watch_files, monkeypatch, strength):
+    """On Windows no file can be removed that a tensor is mapped on; and a temporary folder may be missing or full."""
+    clip = small[1]
+    before, maps = apply(clip, "a house, *", strength), mapped_files()
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    OPENED.clear()
+    assert same(apply(clip, "a house, *", strength), before)
+    assert not OPENED and mapped_files() <= maps
+
+
+def test_learning_puts_pseudo_words_into_a_prompt_without_any_file(small, watch_files):
+    clip = small[1]
+    host.text.tokenize(clip, "a house, *", 3)
+    OPENED.clear()
+    host.text.tokenize(clip, "a house, *", 3)
+    assert not OPENED
+
+
+@pytest.mark.parametrize("text", [*PROMPTS, LONG])
+def test_a_clip_without_an_embeddings_folder_takes_styles(small, text):
+    """Loaders that pass no folder to the tokenizer."""
+    clip = small[1]
+    without = clip.clone()
+    without.tokenizer = copy.copy(clip.tokenizer)
+    without.tokenizer.clip_l = copy.copy(clip.tokenizer.clip_l)
+    without.tokenizer.clip_l.embedding_directory = None
+    assert same(apply(without, text), apply(clip, text))
 
 
 def test_the_style_is_not_silently_ignored(small):
@@ -61,15 +116,72 @@ def test_a_prompt_without_placeholder_gets_one(small):
     assert same(apply(clip, "  "), apply(clip, "*"))
 
 
-def test_strength_zero_is_no_style_and_others_lie_on_the_line(small):
-    clip, text = small[1], "a house, *"
-    none, full = apply(clip, text, 0.0), apply(clip, text, 1.0)
-    assert same(none, stock(clip, "a house, "))
-    for strength in (0.25, 2.0):
-        found = apply(clip, text, strength)
-        torch.testing.assert_close(found[0][0], none[0][0] + strength * (full[0][0] - none[0][0]), atol=1e-4, rtol=1e-4)
-    longer = apply(clip, "a very old house " * 18 + " * at night", 0.5, style(12))
-    assert torch.isfinite(longer[0][0]).all()
+@pytest.mark.parametrize("text", ["a house by (*:1.3), at night", LONG])
+def test_strength_goes_from_the_starting_word_to_the_style(small, text):
+    clip, learned = small[1], style(12)
+    start = host.word_vectors(clip, "painting")["clip_l"].expand(12, -1)
+    for strength in (0.0, 0.5, 2.0):
+        between = Style({"clip_l": torch.lerp(start, learned.vectors["clip_l"], strength)}, family="SD15")
+        found = apply(clip, text, strength, learned)
+        assert same(found, apply(clip, text, value=between)) and len(found) == 1
+        assert found[0][0].shape[1] == (77 if text != LONG else 154)
+
+
+def test_the_word_that_a_style_started_from_is_remembered(small):
+    learned = Style(style().vectors, family="SD15", metadata={"inst.start": "oil painting"})
+    start = {k: v.expand(3, -1) for k, v in host.word_vectors(small[1], "oil painting").items()}
+    assert same(apply(small[1], "*", 0.0, learned), apply(small[1], "*", value=Style(start, family="SD15")))
+
+
+@pytest.mark.parametrize("text", ["a house, (*:1.2)", "((*))", "a house, * and (*:0.5)"])
+def test_nothing_of_the_style_is_left_in_the_neutral_prompt(small, text):
+    """What the other blocks see while a style acts in the late ones."""
+    without = {"a house, (*:1.2)": "a house, ", "((*))": "", "a house, * and (*:0.5)": "a house, and"}[text]
+    assert host.text.tokenize(small[1], text, 0).tokens == small[1].tokenize(without)
+
+
+def test_an_escaped_star_is_a_star(small):
+    clip = small[1]
+    assert host.text.tokenize(clip, r"a 5\*4 grid", 3).tokens == clip.tokenize("a 5*4 grid")
+    assert same(apply(clip, r"a 5\*4 grid"), apply(clip, r"a 5\*4 grid in the style of *"))
+    stars = clip.tokenize("star * star")["l"][0]
+    assert host.text.tokenize(clip, r"star \* star", 3).tokens["l"][0] == stars
+
+
+def test_strength_over_steps(small):
+    """With the end at a half, the second half of the sampling is the plain prompt's, the first half the style's."""
+    model, clip, _ = small
+    sampling = model.get_model_object("model_sampling")
+    latent = {"samples": 10 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+    def course(start: float, end: float, shape: str = "constant") -> list:
+        return InSTStyleConditioning.execute(clip, style(), "a house, *", 1.0, start, end, shape).result[0]
+
+    always, plain = apply(clip, "a house, *"), apply(clip, "a house, *", 0.0)
+    early, late = course(0, 0.5), course(0.5, 1)
+    assert same(course(0, 1), always) and "start_percent" not in course(0, 1)[0][1]
+
+    def sampled(positive: list, latent: dict, first: int, last: int) -> torch.Tensor:
+        return host_nodes.KSamplerAdvanced().sample(model, "disable", 0, 4, 3.0, "euler", "normal", positive, plain,
+                                                    latent, first, last, "enable")[0]["samples"]
+
+    middle = sampled(always, latent, 0, 2)
+    assert torch.equal(sampled(early, latent, 0, 2), middle)
+    assert not torch.equal(sampled(plain, latent, 0, 2), middle)
+
+    def rest(positive: list) -> torch.Tensor:
+        return sampled(positive, {"samples": middle}, 2, 4)
+
+    assert torch.equal(rest(early), rest(plain)) and torch.equal(rest(late), rest(always))
+    assert not torch.equal(rest(early), rest(always))
+    for shape in ("ease in", "ease out"):
+        assert len(course(0, 0.5, shape)) == 9 and torch.equal(rest(course(0, 0.5, shape)), rest(plain))
+    # A step right on the border is the style's alone.
+    border = float(sampling.percent_to_sigma(0.5))
+    one = {name: host.sample(model, positive, plain, latent, host.invert(model, plain, latent, 0.5, 0).noise,
+                             torch.tensor([border, 0.0]), 1.0, "euler")["samples"]
+           for name, positive in (("early", early), ("always", always), ("late", late))}
+    assert torch.equal(one["early"], one["always"]) and torch.equal(one["late"], one["always"])
 
 
 def test_users_own_embeddings_still_work_beside_a_style(small, folders):
@@ -80,7 +192,7 @@ def test_users_own_embeddings_still_work_beside_a_style(small, folders):
 
 def test_other_families_are_refused(small):
     xl = Style({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, family="SDXL")
-    with pytest.raises(StyleError, match="SDXL; the connected CLIP takes clip_l"):
+    with pytest.raises(ValueError, match="SDXL; the connected CLIP takes clip_l"):
         apply(small[1], "*", value=xl)
 
 
@@ -101,5 +213,5 @@ def test_load_lists_and_validates(small):
 def test_save_node_numbers_its_files(small):
     texts = [InSTSaveStyle.execute(style(), "été").ui.as_dict()["text"][0] for _ in range(2)]
     assert "été_00001" in texts[0] and "été_00002" in texts[1]
-    with pytest.raises(ValueError, match="plain file name"):
+    with pytest.raises(ValueError, match="Expected a file name"):
         InSTSaveStyle.execute(style(), "../été")

@@ -15,7 +15,8 @@ from inst_pack.inst_core.encoders import PictureFeatures, build_encoder
 from inst_pack.inst_core.host.families import FAMILIES
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.inst_core.inversion import fresh_noise, stochastic_inversion
-from inst_pack.inst_core.learning import Painting, Settings, learn_style
+from inst_pack.inst_core.learning import Painting, learn_style
+from inst_pack.inst_core.recipes import Recipe
 from inst_pack.inst_core.style import Style, save_style
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ import support_table  # noqa: E402
 
 EPS, V, FLOW = comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION, comfy.model_sampling.CONST
 PREDICTION = {"sd2-v": V, "sd3": FLOW, "flux": FLOW, "flux-schnell": FLOW}
-LEARNING, STRENGTH, TOKENS = Settings(steps=2, learning_rate=0.02, batch_size=4), 0.6, 2
+LEARNING, STRENGTH, TOKENS = Recipe(steps=2, rate=0.01, batch=4), 0.6, 2
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def learned_on(model, clip, encoder: str = "direct", seen: PictureFeatures | Non
         encoder = build_encoder(encoder, words, TOKENS, torch.Generator().manual_seed(0))
         with host.training_session(model, clip, "a house, *", TOKENS) as session:
             views = model.model.process_latent_in(pixels).clone()
-            return learn_style(session, encoder, Painting(views, views[:1], seen), LEARNING, lambda *_: None), words
+            return learn_style(session, encoder, Painting(views, views[:1], seen), LEARNING), words
 
 
 def test_learn_apply_invert_sample(family, tmp_path):

@@ -1,14 +1,18 @@
 """Learning in the real host: gradients, held-out loss, and that the user's models stay as they were."""
 import gc
 
+import comfy.model_sampling
 import pytest
 import torch
 from inst_pack.inst_core import host
+from inst_pack.inst_core.bank import Batch, held_out_bank
 from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
-from inst_pack.inst_core.learning import Painting, Room, Settings, backward, held_out_loss, learn_style
-from inst_pack.inst_core.objective import Batch, noise_error
+from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss, learn_style
+from inst_pack.inst_core.objective import output_error, squared_error
+from inst_pack.inst_core.recipes import FAITHFUL, Recipe, choose_recipe
 
 STEPS = 16
+QUICK = Recipe(tokens=2, steps=3, rate=5e-3, batch=2)
 
 
 def views() -> torch.Tensor:
@@ -29,8 +33,8 @@ def encoder_for(clip, name: str, tokens: int = 2):
     return build_encoder(name, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
 
 
-def nothing(step, samples, loss, denoised):
-    pass
+def held_out(session, encoder, seen: Painting) -> float:
+    return held_out_loss(session, encoder, seen.features, held_out_bank(seen.whole), Room(1))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -38,11 +42,10 @@ def test_learning_lowers_a_held_out_loss(small, name, rounding):
     model, clip, _ = small
     with host.training_mode():
         encoder, seen = encoder_for(clip, name), painting(features())
-        settings = Settings(STEPS, 1e-2 if name == "direct" else 2e-3)
-        tokens = 1 if ENCODERS[name].faithful else 2
-        with host.training_session(model, clip, "*", tokens) as session:
-            learned = learn_style(session, encoder, seen, settings, nothing)
-            again = held_out_loss(session, encoder, seen, Room(1))
+        recipe = choose_recipe(name, 2, STEPS, 4, 1e-2 if name == "direct" else 2e-3)
+        with host.training_session(model, clip, "*", 1 if name in FAITHFUL else 2) as session:
+            learned = learn_style(session, encoder, seen, recipe)
+            again = held_out(session, encoder, seen)
     assert learned.kept < learned.checks[0].loss * 0.995
     assert again == pytest.approx(learned.kept, rel=max(1e-5, rounding(model)))
     assert len(learned.losses) == STEPS and not learned.vectors["clip_l"].is_inference()
@@ -58,14 +61,14 @@ def test_the_gradient_agrees_with_a_finite_difference(small, rounding):
         batch = Batch(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2)),
                       torch.tensor([0.3, 0.7]))
         with host.training_session(model, clip, "a house, *", 2) as session:
-            backward(session, encoder, None, batch, None, Room(2))
+            backward(session, encoder, None, batch, 0, 2.0**16, Room(2))
             vectors = encoder.vectors["clip_l"]
             direction = vectors.grad / vectors.grad.norm()
 
             def loss(offset: float) -> float:
                 with torch.no_grad():
                     moved = {"clip_l": vectors + offset * direction}
-                    error, _ = noise_error(session.denoiser, batch, session.text.encode(moved), session.device)
+                    error, _ = squared_error(session.denoiser, batch, session.text.encode(moved), session.device)
                     return error.double().mean().item()
 
             step = 2e-3
@@ -80,8 +83,8 @@ def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
         with host.training_mode():
             encoder = encoder_for(clip, "paper", 1)
             with host.training_session(model, clip, "*", 1) as session:
-                return learn_style(session, encoder, painting(features()),
-                                   Settings(3, 1e-3, 2, seed), nothing).vectors["clip_l"]
+                recipe = choose_recipe("paper", steps=3, batch=2, rate=1e-3, seed=seed)
+                return learn_style(session, encoder, painting(features()), recipe).vectors["clip_l"]
 
     before = torch.random.get_rng_state()
     first = learn(5)
@@ -96,7 +99,7 @@ def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
         encoder = encoder_for(clip, "direct")
         for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
             with host.training_session(model, clip, prompt, 2) as session:
-                learned = learn_style(session, encoder, painting(), Settings(2, 1e-2, 1), nothing)
+                learned = learn_style(session, encoder, painting(), QUICK)
             assert learned.losses[0] > 0
 
 
@@ -108,8 +111,89 @@ def test_a_lora_is_seen_while_learning(small):
     losses = []
     for model_, clip_ in ((model, clip), patched, (patched[0], clip), (model, patched[1])):
         with host.training_mode(), host.training_session(model_, clip_, "*", 2) as session:
-            losses.append(held_out_loss(session, encoder_for(clip, "direct"), painting(), Room(1)))
+            losses.append(held_out(session, encoder_for(clip, "direct"), painting()))
     assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("layers", ["all", "late"])
+def test_text_encoder_and_denoiser_in_turn_learn_the_same_style(small, layers):
+    """Where both do not fit on the device, never both are on it."""
+    import comfy.model_management
+
+    model, clip, _ = small
+
+    def learn(together: bool):
+        here = []
+        with host.training_mode():
+            encoder = encoder_for(clip, "direct")
+            with host.training_session(model, clip, "a house, *", 2, layers, together) as session:
+                def watch(plain):
+                    def watched(*arguments):
+                        result = plain(*arguments)
+                        loaded = [m.model for m in comfy.model_management.current_loaded_models]
+                        here.append([patcher in loaded for patcher in session.residents.patchers])
+                        return result
+
+                    return watched
+
+                session.denoiser._run, session.text.encode = watch(session.denoiser._run), watch(session.text.encode)
+                return learn_style(session, encoder, painting(), QUICK).vectors["clip_l"], here
+
+    (both, always), (turns, changing) = learn(True), learn(False)
+    assert torch.equal(both, turns)
+    assert all(place == [True, True] for place in always)
+    assert {tuple(place) for place in changing} == {(True, False), (False, True)}
+
+
+def test_whether_models_fit_together_is_decided_by_free_memory(monkeypatch):
+    import comfy.model_management as management
+    from inst_pack.inst_core.host.training import fit_together
+
+    class Patcher:
+        def __init__(self, size: int, device: str):
+            self.model_size, self.load_device = (lambda: size), torch.device(device)
+
+    free = 10 * 2**30
+    monkeypatch.setattr(management, "free_memory", lambda needed, device: None)
+    monkeypatch.setattr(management, "get_free_memory", lambda device: free)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**30)
+    gib = 2**30
+    assert fit_together([Patcher(6 * gib, "cuda"), Patcher(2 * gib, "cuda")])
+    assert not fit_together([Patcher(6 * gib, "cuda"), Patcher(3 * gib, "cuda")])
+    assert fit_together([Patcher(6 * gib, "cuda"), Patcher(9 * gib, "cpu")])  # the text encoder is elsewhere anyway
+    assert fit_together([Patcher(99 * gib, "cpu"), Patcher(9 * gib, "cpu")])
+
+
+def test_out_of_memory_is_known_as_the_host_knows_it(monkeypatch):
+    import comfy.model_management as management
+    from inst_pack.inst_core.host.training import is_out_of_memory
+
+    assert is_out_of_memory(torch.OutOfMemoryError("")) and not is_out_of_memory(RuntimeError("shapes"))
+    monkeypatch.setattr(management, "is_oom", lambda error: "the host says so" in str(error), raising=False)
+    monkeypatch.setattr(management, "OOM_EXCEPTION", torch.OutOfMemoryError)
+    assert is_out_of_memory(RuntimeError("the host says so"))
+    monkeypatch.setattr(management, "OOM_EXCEPTION", Exception)  # what the host falls back to: every error at all
+    assert not is_out_of_memory(RuntimeError("the host says so"))
+
+
+EPS, V, FLOW = (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION, comfy.model_sampling.CONST)
+
+
+@pytest.mark.parametrize("levels, prediction, right", [
+    (comfy.model_sampling.ModelSamplingDiscrete, EPS, lambda z, n, s: n),
+    (comfy.model_sampling.ModelSamplingDiscrete, V, lambda z, n, s: (n - s * z) / (s**2 + 1).sqrt()),
+    (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0, lambda z, n, s: z),
+    (comfy.model_sampling.ModelSamplingDiscreteFlow, FLOW, lambda z, n, s: n - z),
+    (comfy.model_sampling.ModelSamplingFlux, FLOW, lambda z, n, s: n - z),
+], ids=["eps", "v", "x0", "flow", "flux"])
+def test_the_loss_is_that_of_the_hosts_own_parametrisations(levels, prediction, right):
+    """``right``: what each kind of network is trained to say."""
+    sampling = type("Sampling", (levels, prediction), {})()
+    z, n, said = torch.randn(3, 2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([float(sampling.percent_to_sigma(1 - t)) for t in (0.05, 0.8)])
+    x = sampling.noise_scaling(sigma, n.clone(), z)
+    error = output_error(sampling, sigma, sampling.calculate_denoised(sigma, said, x), z)
+    torch.testing.assert_close(error, said - right(z, n, sigma.view(-1, 1, 1, 1)), rtol=1e-3, atol=1e-3)
 
 
 def picture_of(model, clip, vae) -> torch.Tensor:
@@ -134,15 +218,15 @@ def test_nothing_leaks_into_the_users_models(small, accident):
     before = picture_of(model, clip, vae)
     weights = {k: v.cpu().clone() for k, v in model.model.state_dict().items()}
 
-    def report(step, samples, loss, denoised):
-        if accident and step == 2:
+    def report(step):
+        if accident and step.done == 2:
             raise accident("half-way")
 
     try:
         with host.training_mode():
             encoder = encoder_for(clip, "direct")
             with host.training_session(model, clip, "*", 2) as session:
-                learn_style(session, encoder, painting(), Settings(3, 1e-2, 1), report)
+                learn_style(session, encoder, painting(), QUICK, report)
     except (ValueError, Stop):
         assert accident
     assert not comfy.model_management.in_training
@@ -160,9 +244,9 @@ def test_memory_is_flat_over_repeated_runs(small):
         return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
     counts = []
-    for _ in range(20):
+    for _ in range(6):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
-            learn_style(session, encoder_for(clip, "direct"), painting(), Settings(1, 1e-2, 1), nothing)
+            learn_style(session, encoder_for(clip, "direct"), painting(), QUICK)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
     assert len(set(counts[1:])) == 1
 
@@ -179,7 +263,7 @@ def test_a_model_that_cannot_be_made_again_is_refused(small):
 def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
     model = small[0].clone()
     model.add_object_patch("latent_format", type("Video", (), {"latent_dimensions": 3})())
-    with pytest.raises(ValueError, match="makes video"):
+    with pytest.raises(ValueError, match="works on still images"):
         host.check_learnable(model)
     other, _, _ = open_checkpoint()
     other.model.concat_keys = ("mask", "masked_image")
@@ -204,6 +288,10 @@ def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
     shown._previewer = Grey()
     strip = shown(torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 8, 8) * 10)
     assert strip.size == (32, 8) and [strip.getpixel((8 * i, 0))[0] for i in range(4)] == [0, 10, 20, 30]
+    below = host.progress.caption(strip, host.progress.CAPTION)
+    assert below.size == (512, 128 + host.progress.CAPTION_HEIGHT)
+    written = torch.frombuffer(bytearray(below.crop((0, 128, *below.size)).tobytes()), dtype=torch.uint8)
+    assert 0.02 < float((written < 128).float().mean()) < 0.5  # black letters on white
 
 
 def test_words_to_start_from_have_the_length_of_words(small):

@@ -1,10 +1,18 @@
 """Nodes as users meet them: odd pictures, missing parts, failing disks."""
+import os
+import random
+import re
+import threading
+from dataclasses import replace
+
 import comfy.clip_vision
+import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.encoders import Attentions
-from inst_pack.inst_core.style import load_style
+from inst_pack.inst_core.style import Style, load_style
 from inst_pack.nodes.learn import InSTLearnStyle
 from inst_pack.nodes.style import NO_EMBEDDINGS, InSTImportEmbeddings, InSTStyleConditioning
 
@@ -40,25 +48,107 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert saved.metadata["inst.text"] == "a hill, *" and saved.metadata["inst.steps"] == "2"
     assert saved.metadata["modelspec.thumbnail"].startswith("data:image/jpeg") and saved.family == "SD15"
     assert saved.metadata["inst.base_model"] == "inst-small.safetensors"
-    assert len(loss["loss"]) >= 2 and str(path) in result.ui.as_dict()["text"][0]
+    assert len(loss["loss"]) >= 2 and f"{path.name} is saved" in result.ui.as_dict()["text"][0]
     clip = small[1]
     stock = host_nodes.CLIPTextEncode().encode(clip, "a house, embedding:wave_00001")[0]
     own = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
     assert torch.equal(stock[0][0], own[0][0])
 
 
-def test_what_the_learn_node_says_last_is_the_verdict_and_where_the_file_is(small, pictures, monkeypatch):
+def test_what_the_learn_node_says(small, pictures, monkeypatch):
+    """Before the first step what goes on; then how much closer; last the file and the verdict, in two short lines."""
     said = []
     monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
-    learn(small, pictures[:1], batch_size=2, layers="late", name="wave")
-    assert said[-2].startswith("4 of 4 samples, loss ")
-    assert said[-1].startswith("finished after 2 of 2 steps (4 samples, ") and "held-out loss" in said[-1]
+    shown = learn(small, pictures[:1], steps=3, batch_size=2, layers="late", name="wave").ui.as_dict()["text"][0]
+    for expected in ("the VAE encodes 16 crops of the painting", "loading the model and the text encoder a second time",
+                     "computing once what the style does not change: sample 6 of 6"):
+        assert any(text.startswith(expected) for text in said), expected
+    assert re.fullmatch(r"[\d.]+ % closer to the painting by held-out loss, step 3 of 3, at most 0 s left", said[-2])
+    first, second = said[-1].splitlines()
+    assert shown == said[-1] and first.startswith("wave_00001.safetensors") and "embedding:wave_00001" in first
+    assert re.match(r"[\d.]+ % closer to the painting by held-out loss; finished after 3 of 3 steps, \d+ s", second)
     path = host.style_folders()[0] / "wave_00001.safetensors"
-    assert str(path) in said[-1] and load_style(path).layers == "late"
+    assert str(path.parent) not in said[-1] and load_style(path).layers == "late"
+
+
+def press_cancel(monkeypatch, step: int) -> None:
+    """The host's interrupt, while a step is under way."""
+    plain = host.LearningView.report
+
+    def report(view, known):
+        if known.done == step:
+            comfy.model_management.interrupt_current_processing()
+        return plain(view, known)
+
+    monkeypatch.setattr(host.LearningView, "report", report)
+
+
+def test_cancel_keeps_the_best_so_far_in_a_file_of_its_own(small, pictures, monkeypatch):
+    said = []
+    monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
+    arguments = {"steps": 20, "batch_size": 8, "name": "wave"}
+    with pytest.raises(comfy.model_management.InterruptProcessingException), monkeypatch.context() as patch:
+        press_cancel(patch, 9)
+        learn(small, pictures[:1], **arguments)
+    kept, = host.style_folders()[0].glob("*.safetensors")
+    assert kept.name == "wave_stopped_00001.safetensors" and said[-1].startswith(kept.name)
+    assert "stopped early after 9 of 20 steps" in said[-1]
+    stopped = load_style(kept)
+    assert stopped.metadata["inst.ended"] == "stopped" and float(stopped.metadata["inst.loss"]) == min(stopped.losses)
+    # It is not taken for the finished style the next time.
+    assert learn(small, pictures[:1], **arguments).result[0].metadata["inst.steps"] == "20"
+
+
+@pytest.mark.parametrize("point", range(int(os.environ.get("INST_CANCELS", "1"))))
+def test_cancel_at_any_moment(small, pictures, point):
+    """INST_CANCELS=20 tries as many. Whatever is there afterwards is whole, and stock nodes compute what they did."""
+    model, clip, _ = small
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a house"))
+
+    def sample() -> torch.Tensor:
+        return comfy.sample.sample(model, torch.ones(1, 4, 8, 8), 2, 3.0, "euler", "normal", prompt, prompt,
+                                   torch.zeros(1, 4, 8, 8), disable_pbar=True, seed=0)
+
+    before = sample()
+    moment = random.Random(point).uniform(0.01, 20)
+    cancel = threading.Timer(moment, comfy.model_management.interrupt_current_processing)
+    cancel.start()
+    try:
+        learn(small, pictures[:1], steps=100000, batch_size=4)
+        raise AssertionError("it was not cancelled")
+    except comfy.model_management.InterruptProcessingException:
+        pass
+    finally:
+        cancel.cancel()
+    assert torch.equal(sample(), before) and not comfy.model_management.in_training
+    for path in host.style_folders()[0].glob("*"):
+        stopped = load_style(path)
+        assert path.suffix == ".safetensors" and float(stopped.metadata["inst.loss"]) == pytest.approx(
+            min(stopped.losses), rel=1e-4)
+
+
+def test_a_run_that_gains_nothing_saves_nothing(small, pictures):
+    with pytest.raises(ValueError, match="nothing was learned: .*samples are too few"):
+        learn(small, pictures[:1], learning_rate=1e-9, steps=3)
+    assert not host.style_folders()[0].exists()
+
+
+def test_zero_is_what_suits_the_encoder(small, pictures, clip_vision, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def learn_(model, clip, encoder, painting, recipe, *more):
+        raise Enough(f"{recipe.steps} {recipe.batch} {recipe.rate:g}")
+
+    monkeypatch.setattr(host, "learn", learn_)
+    with pytest.raises(Enough, match="6100 1 0.0001"):
+        learn(small, pictures[:1], "paper", steps=0, batch_size=0, clip_vision=clip_vision)
+    with pytest.raises(Enough, match="7 1 0.0001"):
+        learn(small, pictures[:1], "paper", steps=7, batch_size=0, clip_vision=clip_vision)
 
 
 def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
-    learn(small, pictures[:1], "paper", clip_vision=clip_vision)
+    learn(small, pictures[:1], "paper", clip_vision=clip_vision, steps=6, learning_rate=1e-3)
     saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
     attention = Attentions()
     attention.load_state_dict({k.removeprefix("attention."): v for k, v in saved.encoder_weights.items()})
@@ -96,17 +186,16 @@ def test_several_paintings_all_count(small, pictures):
 def test_a_read_only_models_folder_does_not_lose_the_style(small, pictures, folders):
     (folders / "models").write_text("not a folder")
     text = learn(small, pictures[:1]).ui.as_dict()["text"][0]
-    assert str(folders / "output" / "inst_styles" / "style_00001.safetensors") in text
-    assert "could not be saved in" in text
+    assert f"style_00001.safetensors is saved in {folders / 'output' / 'inst_styles'}, because" in text
 
 
 def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip_vision):
     model, clip, vae = small
     cases = [
         ({"encoder": "paper"}, "choose encoder 'direct'"),
-        ({"name": "../x"}, "plain file name"),
-        ({"name": "a b"}, "plain file name"),
-        ({"steps": 0}, "steps is 0"),
+        ({"name": "../x"}, "Expected a file name"),
+        ({"name": "a b"}, "cannot carry space"),
+        ({"steps": -1}, "steps is -1"),
         ({"image": pictures[0]}, "expected an IMAGE batch"),
         ({"image": pictures[:1] * float("nan")}, "NaN"),
     ]
@@ -117,12 +206,39 @@ def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip
     assert not host.style_folders()[0].exists()
 
 
+def test_what_cannot_be_learned_is_refused_before_anything_is_encoded(small, pictures, clip_vision, monkeypatch):
+    model, clip, vae = small
+    foreign, text, patched = model.clone(), clip.clone(), model.clone()
+    foreign.cached_patcher_init = None
+    text.patcher = clip.patcher.clone()
+    text.patcher.cached_patcher_init = None
+    patched.set_model_attn1_patch(lambda q, k, v, options: (q, k, v))
+    other = Style({"clip_l": torch.ones(3, 768)}, family="SD15")
+
+    def encode(*_, **__):
+        raise AssertionError("something was encoded")
+
+    monkeypatch.setattr(vae, "encode", encode)
+    monkeypatch.setattr(clip_vision, "encode_image", encode)
+    for parts, change, message in [
+        ((foreign, clip, vae), {}, "model comes from a loader that cannot make it a second time"),
+        ((model, text, vae), {}, "clip comes from a loader that cannot make it a second time"),
+        ((patched, clip, vae), {"layers": "late"}, "carries patches of its blocks"),
+        ((model, clip, vae), {"continue_from": other}, "cannot be continued by"),
+        ((model, clip, vae), {"continue_from": replace(other, layers="late")}, "layers 'late', and layers is 'all'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            learn(parts, pictures[:1], "attention", clip_vision=clip_vision, **change)
+
+
 def test_a_vae_of_another_model_is_refused(small, pictures):
     class Flux:
+        patcher = small[2].patcher
+
         def encode(self, pixels):
             return torch.zeros(len(pixels), 16, 8, 8)
 
-    with pytest.raises(ValueError, match=r"VAE makes latents \(16, 16, 8, 8\); the model takes 4"):
+    with pytest.raises(ValueError, match=r"VAE makes latents \(1, 16, 8, 8\); the model takes 4"):
         learn((small[0], small[1], Flux()), pictures[:1])
 
 

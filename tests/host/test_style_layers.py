@@ -1,4 +1,6 @@
 """Gradients of the frozen denoiser, by the host's real U-Net code in the block layout of SD 1.5 and SDXL, narrow."""
+import contextlib
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
@@ -8,14 +10,16 @@ import pytest
 import torch
 from comfy_extras.nodes_freelunch import FreeU_V2
 from inst_pack.inst_core import host
+from inst_pack.inst_core.bank import held_out_bank, prepare
 from inst_pack.inst_core.encoders import DirectEncoder
 from inst_pack.inst_core.host.denoiser import Conditioning, Denoiser
 from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block, late_only
-from inst_pack.inst_core.inversion import fresh_noise
-from inst_pack.inst_core.learning import Painting, Settings, learn_style
+from inst_pack.inst_core.inversion import fresh_noise, noise_between
+from inst_pack.inst_core.learning import Painting, learn_style
 from inst_pack.inst_core.memory import kept_for_backward
-from inst_pack.inst_core.objective import held_out_bank, noise_error
-from inst_pack.inst_core.style import Style, StyleError, load_style, save_style
+from inst_pack.inst_core.objective import squared_error
+from inst_pack.inst_core.recipes import Recipe
+from inst_pack.inst_core.style import Style, load_style, save_style
 from inst_pack.nodes.style import InSTStyleConditioning
 
 NARROW = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "use_spatial_transformer": True}
@@ -61,16 +65,21 @@ def bank(count: int = 4):
         torch.arange(0, 8, 8 // count))
 
 
-def gradient(denoiser, context: Conditioning, times: int = 1, entries: bool = True):
-    """(loss, d loss / d context), after some calls that may remember."""
+def gradient(denoiser, context: Conditioning, samples=None, at_once: int = 4):
+    """(loss, d loss / d context) of some samples, ``at_once`` through the denoiser at a time."""
     with host.training_mode():
-        batch = bank()
-        for _ in range(times):
-            leaf = Conditioning(context.context.clone().requires_grad_(), context.pooled)
-            samples = batch if entries else type(batch)(batch.latent, batch.noise, batch.time)
-            error, _ = noise_error(denoiser, samples, leaf, DEVICE)
-            error.mean().backward()
-    return error.detach(), leaf.context.grad
+        samples, errors = samples or bank(), []
+        leaf = Conditioning(context.context.clone().requires_grad_(), context.pooled)
+        for part in samples.split(at_once):
+            error, _ = squared_error(denoiser, part, leaf, DEVICE)
+            (error.sum() / samples.latent.numel()).backward()
+            errors.append(error.detach())
+    return torch.cat(errors), leaf.context.grad
+
+
+def prepared(denoiser, samples, at_once: int):
+    with host.training_mode():
+        return prepare(denoiser, samples, at_once, DEVICE, lambda done: None)
 
 
 class RestrictedDenoiser(Denoiser):
@@ -80,7 +89,7 @@ class RestrictedDenoiser(Denoiser):
         super().__init__(patcher)
         self._neutral = neutral
 
-    def denoised(self, x, sigma, conditioning, entries=None):
+    def denoised(self, x, sigma, conditioning, prepared=()):
         styled = [[conditioning.context, {"pooled_output": conditioning.pooled}]]
         plain = [[self._neutral.context, {"pooled_output": self._neutral.pooled}]]
         (context, extra), = late_only(styled, plain)
@@ -93,17 +102,59 @@ def test_the_late_blocks_begin_at_half_resolution():
     assert first_late_block(patcher(SDXL).model.diffusion_model) == 3
 
 
-def test_cached_and_whole_gradients_agree_to_rounding(model):
+@pytest.mark.parametrize("size, at_once", [((16, 16), 4), ((16, 16), 1), ((16, 24), 1)])
+def test_prepared_and_whole_gradients_agree_to_rounding(model, size, at_once):
     """Exactly the same function: everything before the late blocks computed once, or every time with backward."""
     style, neutral = prompt(1), prompt(2)
-    cached = StyleLayersDenoiser(model, neutral)
-    results = [gradient(RestrictedDenoiser(model, neutral), style), gradient(cached, style),
-               gradient(cached, style, times=3), gradient(StyleLayersDenoiser(model, neutral), style, entries=False)]
-    (loss, wanted), *others = results
+    samples = held_out_bank(torch.randn(8, 4, *size, generator=torch.Generator().manual_seed(9)))
+    late = StyleLayersDenoiser(model, neutral)
+    (loss, wanted), *others = [gradient(RestrictedDenoiser(model, neutral), style, samples),
+                               gradient(late, style, prepared(late, samples, at_once), at_once),
+                               gradient(late, style, prepared(late, samples, 3), 2),
+                               gradient(late, style, samples)]
     assert wanted.abs().max() > 1e-6
     for other_loss, found in others:
         torch.testing.assert_close(other_loss, loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+class Session:
+    """Of a denoiser without a text encoder: the style is the context."""
+
+    device, text = DEVICE, None
+
+    def __init__(self, denoiser, free: float):
+        self.denoiser, self.free, self.text = denoiser, free, self
+
+    def encode(self, vectors):
+        return Conditioning(vectors["clip_l"].unsqueeze(0), prompt(2).pooled)
+
+    def recording(self):
+        return contextlib.nullcontext()
+
+    def free_bytes(self):
+        return self.free
+
+    def is_out_of_memory(self, error):
+        return False
+
+
+@pytest.mark.parametrize("free", [2**40, 1], ids=["plenty", "short"])
+def test_a_whole_run_on_late_layers_is_the_run_on_the_whole_network(free):
+    """One sample at a time, a painting that is not square: the samples of the painting, of its crops and of the trial
+    do not mix."""
+    model, generator = patcher(SD15), torch.Generator().manual_seed(5)
+    painting = Painting(torch.randn(3, 4, 16, 16, generator=generator), torch.randn(1, 4, 16, 24, generator=generator))
+    runs = []
+    for denoiser in (RestrictedDenoiser(model, prompt(2)), StyleLayersDenoiser(model, prompt(2))):
+        with host.training_mode():
+            encoder = DirectEncoder({"clip_l": prompt(1).context[0, :1] * 0.1}, 77)
+            runs.append(learn_style(Session(denoiser, free), encoder, painting,
+                                    Recipe(tokens=77, steps=4, batch=1, rate=1e-3, bank=3, patience=None)))
+    whole, late = runs
+    assert [c.loss for c in late.checks] == pytest.approx([c.loss for c in whole.checks], rel=1e-4)
+    assert late.losses == pytest.approx(whole.losses, rel=1e-3)
+    assert ("memory was short" in late.verdict) == (free == 1)
 
 
 def test_the_style_is_what_the_late_blocks_see_and_the_neutral_prompt_what_the_others_see(model):
@@ -124,14 +175,6 @@ def test_a_longer_neutral_prompt_is_no_obstacle(model):
                                atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_what_is_remembered_can_be_forgotten(model):
-    denoiser = StyleLayersDenoiser(model, prompt(2))
-    gradient(denoiser, prompt(1))
-    assert denoiser._remembered
-    denoiser.forget()
-    assert not denoiser._remembered
-
-
 @pytest.mark.parametrize("kind", [Denoiser, lambda m: StyleLayersDenoiser(m, prompt(2))], ids=["all", "late"])
 def test_recomputing_gives_the_same_gradient_and_leaves_no_trace(model, kind):
     before = [module.forward.__func__ for module in model.model.diffusion_model.modules()]
@@ -144,7 +187,7 @@ def test_recomputing_gives_the_same_gradient_and_leaves_no_trace(model, kind):
 
 def kept(denoiser, samples) -> int:
     leaf = Conditioning(prompt(1).context.clone().requires_grad_(), prompt(1).pooled)
-    return kept_for_backward(lambda: noise_error(denoiser, samples, leaf, DEVICE)[0])
+    return kept_for_backward(lambda: squared_error(denoiser, samples, leaf, DEVICE)[0])
 
 
 def test_what_is_kept_is_of_samples_and_not_of_weights(model):
@@ -222,7 +265,7 @@ def test_sampling_sees_a_late_style_as_learning_did(small, rounding):
         z0 = model.model.process_latent_in(latent["samples"]).to(session.device)
         x = session.denoiser.noised(z0.clone(), noise.clone(), sigma)
         denoised = session.denoiser.denoised(x, sigma, session.text.encode(style.vectors))
-        predicted = session.denoiser.predicted_noise(x, sigma, denoised)
+        predicted = noise_between(session.denoiser.model_sampling, sigma, x, denoised)
     torch.testing.assert_close(predicted.cpu(), seen.noise.clone(), rtol=1e-3, atol=near)
 
 
@@ -249,8 +292,8 @@ def test_learning_late_layers_lowers_the_loss_and_is_saved_as_such(small, tmp_pa
     with host.training_mode():
         encoder = DirectEncoder(host.word_vectors(clip, "painting"), 2)
         with host.training_session(model, clip, "*", 2, "late") as session:
-            learned = learn_style(session, encoder, Painting(views, views[:1]), Settings(steps=10, learning_rate=0.02),
-                                  lambda *_: None)
+            learned = learn_style(session, encoder, Painting(views, views[:1]),
+                                  Recipe(tokens=2, steps=10, rate=0.01))
     assert learned.kept < learned.checks[0].loss
     save_style(Style(learned.vectors, family="SD15", layers="late"), tmp_path / "late.safetensors", False)
     assert load_style(tmp_path / "late.safetensors").layers == "late"
@@ -259,5 +302,5 @@ def test_learning_late_layers_lowers_the_loss_and_is_saved_as_such(small, tmp_pa
 def test_a_style_for_unknown_layers_is_refused(tmp_path):
     path = tmp_path / "odd.safetensors"
     save_style(Style({"clip_l": torch.ones(1, 768)}, layers="middle"), path)
-    with pytest.raises(StyleError, match="odd.safetensors is for the layers 'middle'; .* knows all, late"):
+    with pytest.raises(ValueError, match="odd.safetensors is for the layers 'middle'; .* knows all, late"):
         load_style(path)

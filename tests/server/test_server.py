@@ -207,9 +207,9 @@ APPLY, LEARN = "1_apply_a_saved_style.json", "2_learn_a_style.json"
 
 def test_values_out_of_range_come_back_readable(refusal):
     assert "strength is 0.0; it must lie above 0" in refusal(APPLY, "InST_Sample", strength=0.0)
-    assert "smaller than min" in refusal(LEARN, "InST_LearnStyle", steps=0)
+    assert "smaller than min" in refusal(LEARN, "InST_LearnStyle", steps=-1)
     assert "choose encoder 'direct'" in refusal(LEARN, "InST_LearnStyle", encoder="paper")
-    assert "expected a plain file name" in refusal(LEARN, "InST_LearnStyle", name="../up")
+    assert "Expected a file name" in refusal(LEARN, "InST_LearnStyle", name="../up")
 
 
 def test_wrong_files_come_back_readable(refusal, home):

@@ -2,10 +2,12 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from bench_quality import HEAD, OURS, RELEASED, Kept, table_rows  # noqa: E402
+import pytest
 
-PAINTING = Path("wave.png")
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+from bench_quality import HEAD, MARKS, Kept, put_between, table_rows  # noqa: E402
+
+PAINTING, OTHER = Path("wave.png"), Path("rain.png")
 
 
 def learned(*losses: float) -> dict:
@@ -13,21 +15,22 @@ def learned(*losses: float) -> dict:
     return {"checks": checks, "kept": min(losses)}
 
 
-def row(*ours: dict) -> dict:
-    found, = table_rows({RELEASED: {PAINTING: [learned(1.5, 1.0), learned(1.5, 0.8)]}, OURS: {PAINTING: list(ours)}})
-    return dict(zip(HEAD, found, strict=True))
-
-
-def test_the_slowest_run_says_when_ours_is_as_good():
-    found = row(learned(1.5, 0.9, 0.7), learned(1.5, 1.2, 1.0, 0.85))
-    assert found["ours as good after"] == "120 samples"  # the goal is 0.9, the mean of 1.0 and 0.8
-    assert found["released"] == "0.9000 ± 0.1414" and found["seeds"] == "2 / 2"
-
-
-def test_a_run_that_never_gets_there_is_not_hidden():
-    assert row(learned(1.5, 0.9), learned(1.5, 1.2))["ours as good after"] == "1 of 2 were"
+def test_each_painting_and_encoder_has_a_row_with_its_own_numbers():
+    runs = {"direct": {PAINTING: [learned(1.5, 0.9, 0.75), learned(1.5, 1.2)], OTHER: []},
+            "paper": {PAINTING: [learned(2.0, 1.0, 1.1)], OTHER: []}}
+    first, second = (dict(zip(HEAD, row, strict=True)) for row in table_rows(runs, {"direct": 4, "paper": 1}))
+    assert first == {"painting": "wave", "encoder": "direct", "seeds": "2", "start": "1.5000 ± 0.0000",
+                     "kept": "0.9750 ± 0.3182", "fell by": "35.0%", "steps": "20 10", "seconds": "2"}
+    assert second["kept"] == "1.0000" and second["steps"] == "80" and second["fell by"] == "50.0%"
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):
     Kept(tmp_path / "runs.jsonl").get(("a", 1), lambda: {"kept": 0.5})
     assert Kept(tmp_path / "runs.jsonl").get(("a", 1), lambda: 1 / 0)["kept"] == 0.5
+
+
+def test_the_table_takes_its_place_in_a_page():
+    page = f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter"
+    assert put_between(put_between(page, "new"), "newer") == f"before\n{MARKS[0]}\nnewer\n{MARKS[1]}\nafter"
+    with pytest.raises(SystemExit, match="has no <!-- quality: begin"):
+        put_between("a page", "new")

@@ -4,6 +4,7 @@ import torch
 from inst_pack.inst_core.encoders import (
     ENCODERS,
     Attentions,
+    Dropout,
     PaperEncoder,
     PictureFeatures,
     build_encoder,
@@ -81,6 +82,37 @@ def test_attention_encoder_lets_patches_compete_and_starts_at_the_word():
     shuffled = features().patches[:, torch.randperm(257, generator=torch.Generator().manual_seed(5))]
     same = encoder(PictureFeatures(features().image_embed, shuffled))["clip_l"]
     torch.testing.assert_close(out, same, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_keeps_the_mean():
+    out = Dropout()(torch.ones(10000), torch.Generator().manual_seed(0))
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.95]) and 0.03 < float((out == 0).float().mean()) < 0.07
+
+
+def test_attention_encoder_adds_what_it_attends_to_in_lengths_of_the_word():
+    encoder, seen = build_encoder("attention", start(), 3, torch.Generator().manual_seed(0)), features()
+    torch.nn.init.normal_(encoder.heads["clip_l"].weight, generator=torch.Generator().manual_seed(1))
+    patches = encoder.norm(seen.patches)
+    once = encoder.queries[None] + encoder.attn1(encoder.queries[None], patches)
+    twice = once + encoder.attn2(once, patches)
+    word = start(3)["clip_l"]
+    expected = word + encoder.heads["clip_l"](twice[0]) * word.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(encoder(seen)["clip_l"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_words_move_in_their_own_scale_and_networks_as_they_are():
+    """AdamW's steps, its smallest denominator, and no pull towards zero."""
+    words = {"clip_l": torch.full((1, 768), 0.0144), "t5xxl": torch.full((1, 4096), 1.44)}
+    direct = build_encoder("direct", words, 2, torch.Generator()).parameter_groups(0.005)
+    attention = build_encoder("attention", words, 2, torch.Generator().manual_seed(0))
+    network, *of_words = attention.parameter_groups(0.001)
+    for groups, rate in ((direct, 0.005), (of_words, 0.001)):
+        assert [group["lr"] for group in groups] == pytest.approx([rate, 100 * rate], rel=1e-3)
+        assert [group["eps"] for group in groups] == pytest.approx([1e-8, 1e-10], rel=1e-3)
+        assert all(group["weight_decay"] == 0 for group in groups)
+    assert network["lr"] == 0.001 and len(network["params"]) + 2 == len(list(attention.parameters()))
+    paper, = ENCODERS["paper"]("clip_l").parameter_groups(1e-4)
+    assert paper["lr"] == 1e-4 and "weight_decay" not in paper  # AdamW's own, as in the official code
 
 
 @pytest.mark.parametrize("name", ["direct", "attention"])

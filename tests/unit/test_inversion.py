@@ -8,6 +8,7 @@ from inst_pack.inst_core.inversion import (
     fingerprints,
     fresh_noise,
     noise_between,
+    released_start,
     released_timesteps,
     stochastic_inversion,
 )
@@ -214,3 +215,14 @@ def test_far_indices_get_the_draw_they_name():
 def test_noise_of_another_size_is_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"\(4, 6, 5\).*\(4, 8, 8\)"):
         InversionNoise(0, draw(0), 1.0).generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
+
+
+def test_released_levels_are_cut_off_not_rounded():
+    """Python's int, as in the official code."""
+    assert released_timesteps(0.5796, 50) == (579, list(range(541, 0, -20)))
+
+
+def test_between_the_released_levels_what_a_variance_preserving_model_sees_stays_the_same():
+    x, noised, start = torch.full((1, 4, 2, 2), 3.0), torch.tensor(2.0), torch.tensor(1.5)
+    moved = released_start(None, x, noised, start)
+    torch.testing.assert_close(moved / (start**2 + 1).sqrt(), x / (noised**2 + 1).sqrt())

@@ -1,13 +1,13 @@
 """The style file: round trip, what stock loaders see, and every way a file can be wrong."""
 import json
+import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
-from inst_pack.inst_core import saving
 from inst_pack.inst_core.style import (
     Style,
-    StyleError,
     check_fits,
     load_style,
     save_style,
@@ -59,34 +59,41 @@ def test_saving_leaves_nothing_but_the_file_and_a_failure_leaves_nothing(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_style_that_cannot_be_saved_in_models_goes_elsewhere_and_says_so(tmp_path):
-    blocked = tmp_path / "models"
-    blocked.write_text("a file where the folder should be")
-    text = saving.save_new(style(), "wave", [blocked / "inst_styles", tmp_path / "output"], True)
-    assert "saved as" in text and str(tmp_path / "output" / "wave_00001.safetensors") in text
-    assert "could not be saved in" in text
-    load_style(tmp_path / "output" / "wave_00001.safetensors")
-    nowhere = saving.save_new(style(), "wave", [blocked / "inst_styles"], True)
-    assert "NOT SAVED" in nowhere and "on this node's output" in nowhere
+def overwritten(path):
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
 
 
-def test_names_are_numbered_and_never_overwrite(tmp_path):
-    for expected in ("wave_00001", "wave_00002"):
-        assert expected in saving.save_new(style(), "wave", [tmp_path], True)
-    assert "wave_x_00001" in saving.save_new(style(), "wave_x", [tmp_path], True)
+def cut(path):
+    os.truncate(path, 10)
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "", "..", ".hidden", "two words", "a,b", "a*", "x" * 101])
-def test_unusable_names_are_refused(name):
-    with pytest.raises(ValueError, match="expected a plain file name"):
-        saving.check_name(name)
+def replaced(path):
+    save_style(style(clip_l=torch.zeros(2, 768)), path)
 
 
-@pytest.mark.parametrize("name", ["starry_night", "星月夜", "été-2"])
-def test_unicode_names_work(tmp_path, name):
-    saving.check_name(name)
-    assert f"embedding:{name}_00001" in saving.save_new(style(), name, [tmp_path], True)
-    load_style(tmp_path / f"{name}_00001.safetensors")
+def test_a_loaded_style_does_not_follow_its_file(tmp_path):
+    """Every tensor of it: a mapped one would change, or end the process where the file is cut off."""
+    for change in (overwritten, replaced, Path.unlink, cut):
+        path = tmp_path / f"{change.__name__}.safetensors"
+        save_style(style(), path)
+        loaded = load_style(path)
+        assert str(path) not in Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else True
+        change(path)
+        assert torch.equal(loaded.vectors["clip_l"], style().vectors["clip_l"])
+        assert torch.equal(loaded.encoder_weights["vectors.clip_l"], torch.ones(2, 768))
+        assert torch.equal(loaded.extra["image_embed"], torch.ones(1, 768))
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "Permission denied")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    save_style(style(), tmp_path / "a.safetensors")
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(ValueError, match=rf"a\.safetensors cannot be read \({error.strerror}\)"):
+        load_style(tmp_path / "a.safetensors")
 
 
 def write(path, tensors, metadata=None):
@@ -113,38 +120,50 @@ def test_wrong_files_say_what_they_are(tmp_path):
         garbage: "is not a safetensors file",
         cut: "is damaged",
         huge: "looks like a model checkpoint",
-        write(tmp_path / "lora.safetensors", {"lora_up.weight": torch.ones(2)}): "is not a style: it holds lora_up",
+        write(tmp_path / "lora.safetensors", {"lora_up.weight": torch.ones(2)}): r"is not a style: it holds lora_up\.w",
         write(tmp_path / "nan.safetensors", {"clip_l": nan}): "NaN",
-        write(tmp_path / "wide.safetensors", {"clip_l": torch.ones(1, 1024)}): "width 1024, that text encoder takes",
-        write(tmp_path / "flat.safetensors", {"clip_l": torch.ones(768)}): r"\(768,\)",
+        write(tmp_path / "vast.safetensors", {"clip_l": torch.ones(1, 20000)}): r"\(1, 20000\); expected floating",
+        write(tmp_path / "cube.safetensors", {"clip_l": torch.ones(1, 1, 768)}): r"\(1, 1, 768\); expected floating",
+        write(tmp_path / "none.safetensors", {"clip_l": torch.ones(0, 768)}): r"\(0, 768\); expected floating",
         write(tmp_path / "int.safetensors", {"clip_l": torch.ones(1, 768).long()}): "int64",
-        write(tmp_path / "many.safetensors", {"clip_l": torch.ones(100, 768)}): "expected floating point",
+        write(tmp_path / "many.safetensors", {"clip_l": torch.ones(80, 768)}): "has 80 tokens; a style has at most 75",
+        write(tmp_path / "empty.safetensors", {}, {"inst.version": "1"}): "holds no style vectors",
         write(tmp_path / "odd.safetensors", {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(2, 1280)}): "disagree",
         write(tmp_path / "new.safetensors", {"clip_l": torch.ones(1, 768)}, {"inst.version": "9"}): "format 9",
         write(tmp_path / "enc.safetensors", {"clip_l": torch.ones(1, 768), "inst.encoder.x": nan}): "inst.encoder.x",
     }
     for path, message in cases.items():
-        with pytest.raises(StyleError, match=message):
+        with pytest.raises(ValueError, match=message):
             load_style(path)
 
 
-def test_plain_textual_inversion_files_are_styles_too(tmp_path):
-    loaded = load_style(write(tmp_path / "ti.safetensors", {"clip_l": torch.ones(3, 768).half()}))
-    assert loaded.tokens == 3 and loaded.vectors["clip_l"].dtype == torch.float32
-
-
 def test_a_style_of_another_family_is_refused_with_both_sides_named():
+    def label(encoders):
+        return {("clip_l",): "SD 1.x", ("clip_l", "clip_g"): "SDXL"}.get(tuple(encoders))
+
     xl = style(clip_l=torch.ones(1, 768), clip_g=torch.ones(1, 1280))
-    check_fits(xl, {"clip_l": 768, "clip_g": 1280})
-    with pytest.raises(StyleError, match=r"clip_l \(768\), clip_g \(1280\).*takes clip_l \(768\)\."):
-        check_fits(xl, {"clip_l": 768})
-    with pytest.raises(StyleError, match=r"takes clip_l \(768\), clip_g \(1280\)"):
-        check_fits(style(), {"clip_l": 768, "clip_g": 1280})
+    check_fits(xl, {"clip_l": 768, "clip_g": 1280}, label)
+    with pytest.raises(ValueError, match=r"^This style is for SDXL, the connected CLIP belongs to SD 1\.x\. The style "
+                                         r"holds .*clip_l \(768\), clip_g \(1280\).*takes clip_l \(768\)\."):
+        check_fits(xl, {"clip_l": 768}, label)
+    with pytest.raises(ValueError, match=r"^This style is for SD 1\.x, .*takes clip_l \(768\), clip_g \(1280\)"):
+        check_fits(style(), {"clip_l": 768, "clip_g": 1280}, label)
+    with pytest.raises(ValueError, match=r"^The style holds 2 tokens for clip_l \(768\), .*takes clip_l \(1024\)"):
+        check_fits(style(), {"clip_l": 1024}, label)
+
+
+@pytest.mark.parametrize("key, width", [("t5xxl", 2048), ("qwen3_4b", 2560), ("a_later_one", 96), ("clip_l", 64)])
+def test_styles_of_any_text_encoder_are_read_and_its_width_is_the_clips_to_judge(tmp_path, key, width):
+    save_style(Style({key: torch.ones(3, width)}), tmp_path / "a.safetensors", with_metadata=False)
+    loaded = load_style(tmp_path / "a.safetensors")
+    check_fits(loaded, {key: width})
+    with pytest.raises(ValueError, match=rf"takes {key} \({width + 1}\)"):
+        check_fits(loaded, {key: width + 1})
 
 
 def test_a_style_with_nan_is_not_written(tmp_path):
     bad = Style({"clip_l": torch.full((1, 768), float("nan"))})
-    with pytest.raises(StyleError, match="NaN"):
+    with pytest.raises(ValueError, match="NaN"):
         save_style(bad, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
 

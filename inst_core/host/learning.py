@@ -1,0 +1,82 @@
+"""Learning on the host's models: the one way in for nodes and tools."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import preprocess
+from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
+from ..learning import Learned, Painting, Step, learn_style
+from ..recipes import Recipe
+from ..style import ALL_LAYERS, Style
+from .text import word_vectors
+from .training import training_mode, training_session
+from .vision import encode_latent, picture_features
+
+
+def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layers: str = ALL_LAYERS) -> StyleEncoder:
+    """The style encoder that learning starts from.
+
+    Args:
+        continue_from: a style to go on from; None = from the recipe's start words.
+        layers: that see the style, as for ``learn``.
+
+    Raises:
+        ValueError: the encoder does not fit this CLIP, or the style the encoder or the layers.
+    """
+    if continue_from is not None and continue_from.layers != layers:
+        raise ValueError(f"continue_from is a style for layers {continue_from.layers!r}, and layers is {layers!r}. Set "
+                         f"layers to {continue_from.layers!r}, or learn a new style.")
+    with training_mode():
+        words = word_vectors(clip, recipe.start)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        encoder = build_encoder(recipe.encoder, words, recipe.tokens, generator)
+        if continue_from is not None:
+            resume(encoder, continue_from)
+    return encoder
+
+
+def look_at(pictures: Tensor, recipe: Recipe, model, vae, clip_vision, resolution: int,
+            tell: Callable[[str], object] = lambda text: None) -> Painting:
+    """The painting as latents and CLIP features, each encoded once.
+
+    Args:
+        pictures: (P, H, W, 3) in [0, 1].
+        resolution: latents are made of about this many pixels squared; ``released`` squashes the painting to a square
+            of at most 512.
+        tell: called with a line about what goes on; raises to stop.
+
+    Raises:
+        ValueError: a CLIP vision model that the encoder needs is missing or another; a VAE of another model.
+    """
+    features, released = None, recipe.encoder == "released"
+    if ENCODERS[recipe.encoder].needs_picture:
+        tell("CLIP vision looks at the painting")
+        features = picture_features(clip_vision, pictures, released)
+    side = min(resolution, preprocess.RELEASED_SIZE)
+    whole = preprocess.resize(pictures, side, side) if released else preprocess.fit_area(pictures, resolution)
+    tell("the VAE encodes the painting")
+    latents = encode_latent(vae, model, whole).cpu()
+    if recipe.views:
+        tell(f"the VAE encodes {recipe.views} crops of the painting")
+        generator = torch.Generator().manual_seed(recipe.seed)
+        crops = preprocess.random_crops(pictures, resolution, recipe.views, generator)
+        views = encode_latent(vae, model, crops).cpu()
+    else:
+        views = torch.cat([latents, encode_latent(vae, model, whole.flip(2)).cpu()])
+    return Painting(views, latents, features)
+
+
+def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe, prompt: str = "*",
+          layers: str = ALL_LAYERS, report: Callable[[Step], object] = lambda step: None,
+          tell: Callable[[str], object] = lambda text: None,
+          rescue: Callable[[Learned], object] = lambda learned: None) -> Learned:
+    """Learns a style on copies of MODEL and CLIP, which are freed afterwards. See ``learning.learn_style``.
+
+    Args:
+        prompt: what the painting shows, with ``*`` for the style.
+        layers: "all", or "late" (see ``style_layers``).
+    """
+    tell("loading the model and the text encoder a second time, to learn on the copies")
+    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session:
+        return learn_style(session, encoder, painting, recipe, report, tell, rescue)
