@@ -108,6 +108,7 @@ class InSTLearnStyle(io.ComfyNode):
                 learned = learn_style(session, module, painting, settings, cls.reporter(model, steps, batch_size))
         extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
         metadata = style_metadata(name, family, host.source_of(model), settings, learned, prompt, pictures)
+        metadata["inst.start"] = start  # Apply InST Style's strength 0
         style = Style(learned.vectors, encoder, family, module.state_dict(), extra, metadata, layers)
         saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
         curve = {"loss": [check.loss for check in learned.checks]}
