@@ -23,7 +23,7 @@ from .recipes import Recipe
 CHECK_SAMPLES = 40  # between two held-out losses; in long runs a tenth of what was learned from so far
 SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
 SHARE_FOR_BANK = 0.25  # of that, for prepared samples on the device; a larger bank stays in main memory
-LEAST_GAIN = 1e-4  # share of the held-out loss; less is nothing
+LEAST_GAIN = 1e-6  # share of the held-out loss; less is rounding
 GROWN = 10.0  # times its first length, from which on a pseudo-word is no word to the text encoder any more
 
 Weights = dict[str, Tensor]

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import torch
 from small_families import FLUX, filled
-from small_models import TEXT_BRANCH, save_whole, shapes
+from small_models import save_whole, shapes
 from torch import Tensor, nn
 
 _CLIP = {"num_hidden_layers": 3, "intermediate_size": 64}
 
 WORDS = 64  # width of their text encoders
+TEXT_BRANCH = 0.3  # what a layer of them adds
+LOUD = 40  # how much louder the prompt is than the picture
 _CHAT = {"hidden_size": WORDS, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
 
 
@@ -102,7 +104,7 @@ _CHROMA = {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_d
            "patch_size": 2, "qkv_bias": True, "txt_ids_dims": [], "vec_in_dim": None}
 _LUMINA = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "cap_feat_dim": WORDS, "n_layers": 2,
            "n_refiner_layers": 1, "qk_norm": True, "axes_lens": [300, 512, 512], "multiple_of": 32}
-_PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "patch_size": 2, "hidden_size": 64, "in_channels": 4,
+_PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "patch_size": 2, "hidden_size": 96, "in_channels": 4,
            "depth": 2, "model_max_length": 300, "micro_condition": False, "caption_channels": WORDS, "input_size": 64,
            "pe_interpolation": 1}
 _HYDIT = {"image_model": "hydit", "depth": 2, "hidden_size": 64, "num_heads": 2, "text_states_dim": WORDS,
@@ -130,7 +132,7 @@ SHRUNK = {
     "pixart-sigma": Shrunk("PixArtSigma", _PIXART, "pixart"),
     "lumina2": Shrunk("Lumina2", {**_LUMINA, "dim": 96, "n_heads": 2, "n_kv_heads": 1, "axes_dims": [16, 16, 16],
                                   "rope_theta": 10000.0, "ffn_dim_multiplier": 1.0}, "lumina2"),
-    "auraflow": Shrunk("AuraFlow", {"max_seq": 256, "cond_seq_dim": WORDS, "n_double_layers": 1, "n_layers": 2,
+    "auraflow": Shrunk("AuraFlow", {"max_seq": 256, "cond_seq_dim": WORDS, "n_double_layers": 2, "n_layers": 3,
                                     "dim": 128, "n_heads": 2, "global_conddim": 128}, "auraflow"),
     "mage-flow": Shrunk("MageFlow", {"image_model": "mage_flow", "in_channels": 128, "num_layers": 1,
                                      "num_attention_heads": 1, "joint_attention_dim": WORDS}, "mage-flow"),
@@ -151,7 +153,7 @@ SHRUNK = {
     "hunyuan-image": Shrunk("HunyuanImage21", {
         "image_model": "hunyuan_video", "in_channels": 64, "out_channels": 64, "patch_size": [1, 1],
         "vec_in_dim": None, "axes_dim": [64, 64], "meanflow": False, "context_in_dim": WORDS, "hidden_size": 128,
-        "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "theta": 256, "qkv_bias": True,
+        "mlp_ratio": 4.0, "num_heads": 1, "depth": 2, "depth_single_blocks": 1, "theta": 256, "qkv_bias": True,
         "byt5": False, "guidance_embed": False, "use_cond_type_embedding": False, "vision_in_dim": None,
         "meanflow_sum": False}, "hunyuan-image"),
     "kandinsky5": Shrunk("Kandinsky5Image", {
@@ -162,6 +164,52 @@ SHRUNK = {
     "hydit-1": Shrunk("HunyuanDiT1", {**_HYDIT, "image_model": "hydit1", "size_cond": True, "use_style_cond": True},
                       "hydit"),
 }
+
+
+# The numbers that make them the official size, which the host's detection recognises. (Depth does not matter to it.)
+_WIDE = {"hidden_size": 3072, "num_heads": 24}
+_WIDE_CHROMA = {**_WIDE, "context_in_dim": 4096, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}
+_WIDE_PIXART = {"hidden_size": 1152, "num_heads": 16, "caption_channels": 4096}
+_WIDE_HYDIT = {"hidden_size": 1408, "num_heads": 16, "text_states_dim": 1024, "text_states_dim_t5": 2048}
+OFFICIAL = {
+    "z-image": {"dim": 3840, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560, "multiple_of": 256},
+    "klein-4b": {**_WIDE, "context_in_dim": 7680},
+    "klein-9b": {"hidden_size": 4096, "num_heads": 32, "context_in_dim": 12288},
+    "flux2-dev": {"hidden_size": 6144, "num_heads": 48, "context_in_dim": 15360},
+    "krea2": {"features": 6144, "heads": 48, "kvheads": 12, "txtdim": 2560, "txtheads": 20, "txtkvheads": 20},
+    "qwen-image": {"num_attention_heads": 24, "joint_attention_dim": 3584},
+    "chroma": _WIDE_CHROMA,
+    "chroma-radiance": {**_WIDE_CHROMA, "patch_size": 16, "nerf_hidden_size": 64, "nerf_mlp_ratio": 4, "nerf_depth": 4,
+                        "nerf_max_freqs": 8},
+    "pixart-alpha": _WIDE_PIXART,
+    "pixart-sigma": _WIDE_PIXART,
+    "lumina2": {"dim": 2304, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "cap_feat_dim": 2304,
+                "ffn_dim_multiplier": 4.0, "multiple_of": 256},
+    "auraflow": {"dim": 3072, "n_heads": 12, "global_conddim": 3072, "cond_seq_dim": 2048},
+    "mage-flow": {"num_attention_heads": 24, "joint_attention_dim": 2560},
+    "ovis": {**_WIDE, "context_in_dim": 2048},
+    "longcat": {**_WIDE, "context_in_dim": 3584},
+    "omnigen2": {"hidden_size": 2520, "num_attention_heads": 21, "num_kv_heads": 7, "axes_dim_rope": [40, 40, 40],
+                 "text_feat_dim": 2048, "multiple_of": 256},
+    "hidream": {"num_attention_heads": 20, "num_routed_experts": 4, "num_activated_experts": 2,
+                "caption_channels": [4096, 4096]},
+    "hunyuan-image": {"hidden_size": 3584, "num_heads": 28, "context_in_dim": 3584},
+    "kandinsky5": {"model_dim": 2560, "ff_dim": 10240, "in_text_dim": 3584, "axes_dims": (32, 48, 48)},
+    "hydit": _WIDE_HYDIT,
+    "hydit-1": _WIDE_HYDIT,
+}
+
+
+def official(name: str):
+    """The host's model config that its detection finds in a file of the official size, which has no numbers in it."""
+    import comfy.model_detection
+    import comfy.supported_models
+
+    small = SHRUNK[name]
+    config = getattr(comfy.supported_models, small.family)({**small.config, **OFFICIAL[name]})
+    config.set_inference_dtype(torch.float16, None)
+    network = config.get_model({}, "", device="meta").diffusion_model
+    return comfy.model_detection.model_config_from_unet(network.state_dict(), "")
 
 
 def _config(name: str):
@@ -215,7 +263,13 @@ def _text_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _denoiser_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.ones(shape) if key.endswith("norm.scale") else filled(key, shape)
+    """Random; what the picture hears of the prompt is loud, so that a prompt matters in networks of one layer."""
+    if key.endswith("norm.scale"):
+        return torch.ones(shape)
+    found = filled(key, shape)
+    if key.endswith("txt_attn.qkv.weight"):
+        found[-shape[0] // 3:] *= LOUD
+    return found * LOUD if key.endswith(("add_v_proj.weight", "attn.w1v.weight")) else found
 
 
 def text_encoder(name: str) -> dict[str, Tensor]:

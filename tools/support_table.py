@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- support table -->\n", "<!-- end -->"
 YES = "works"
 HEAD = ("model", "predicts", "learns tokens of", "Learn: `direct`, `attention`", "Learn: `paper`, `released`",
-        "Apply InST Style", "Invert, Sample, Cosine Scheduler")
+        "Apply InST Style", "Invert, Sample, Cosine Scheduler", "stock `embedding:name`", "measured on real weights")
+STOCK = {"the same": "the same, bit for bit", "line breaks lost": "nearly (2)", "no": "no (3)"}
 
 
 def families():
@@ -24,23 +25,30 @@ def families():
 def rows() -> list[tuple[str, ...]]:
     """One row for every family, then those that have none."""
     module = families()
-    paper = module.FAMILIES[module.PAPER_FAMILY].text
-    known = [(f.label, f.prediction, ", ".join(f"`{key}`" for key in f.text), YES, YES if f.text == paper else "no (1)",
-              YES, YES) for f in module.FAMILIES.values()]
+    (paper,) = module.rows_of(module.PAPER_FAMILY)
+    known = [(f.label, f.prediction, ", ".join(f"`{key}`" for key in f.text), YES,
+              YES if f.text == paper.text else "no (1)", YES, YES, STOCK[f.stock], "") for f in module.FAMILIES]
     return [*known,
-            ("other image models", "", "", "not yet (2)", "no (1)", "where prompts take `embedding:`", "untested (2)"),
-            ("inpainting and edit models with extra input channels", "", "", *["not yet (3)"] * 4),
-            ("video models", "", "", *["not yet (4)"] * 4)]
+            ("Anima, Cosmos-Predict2, JoyImage, Ernie-Image", "flow", "", "no (4)", "no (1)", "not tried", "not tried",
+             "", ""),
+            ("other image models", "", "", "no (5)", "no (1)", "not tried", "not tried", "", ""),
+            ("inpainting and edit models with extra input channels", "", "", *["no (6)"] * 4, "", ""),
+            ("video models", "", "", *["no (7)"] * 4, "", "")]
 
 
 NOTES = """
 1. The paper's encoder makes one vector of CLIP-L's width, so it fits prompts that only CLIP-L reads.
-2. Nothing in the code knows these families; inversion and sampling ask the model for its own noise levels, but no
-   small checkpoint tests them, and learning is refused by name.
-3. They want a masked or second picture beside the noisy latent. Use the base checkpoint with *Set Latent Noise Mask*.
-4. Their latents have a time axis. Frames as a batch of pictures work with image models.
+2. ComfyUI's reader turns the line breaks behind the style, in the text that the family writes around its prompts, into
+   spaces. Apply InST Style leaves that text as it is.
+3. ComfyUI's tokenizer of the family reads no embeddings, or breaks on them. Apply InST Style works.
+4. A part of their attention has no backward pass in ComfyUI: [what would open them](docs/models.md).
+5. Refused by name with the reason: [docs/models.md](docs/models.md).
+6. They want a masked or second picture beside the noisy latent. Use the base checkpoint with *Set Latent Noise Mask*.
+7. Frames as a batch of pictures work with image models.
 
-Text encoders that are not loaded (SD 3 without T5) are left out. A style fits every model with the same text encoders.
+"Works" means: tested on small random checkpoints, from learning to sampling. The last column stays empty until someone
+has measured a family on its real weights. Text encoders that are not loaded (SD 3 without T5) are left out. A style
+fits every model with the same text encoders of the same widths.
 """
 
 

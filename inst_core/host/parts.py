@@ -22,10 +22,10 @@ LEARN, INVERT, SAMPLE = "Learn InST Style", "Stochastic Invert Latent", "InST Sa
 
 def check_learnable(model, clip=None, vae=None) -> None:
     """Raises ValueError, in one sentence, unless a style can be learned on this MODEL with this CLIP and VAE."""
-    check_still_image(model, LEARN)
     name = family_of(model)
     if name in NOT_LEARNABLE:
         raise ValueError(f"{LEARN} cannot learn on the connected model ({name}): {NOT_LEARNABLE[name]}.")
+    check_still_image(model, LEARN)
     if not rows_of(name):
         known = ", ".join(family.label for family in FAMILIES)
         raise ValueError(f"{LEARN} does not support the connected model family ({name}). Supported: {known}.")

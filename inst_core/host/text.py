@@ -91,11 +91,15 @@ class _Halves:
     def __init__(self, part: SDTokenizer, places: Sequence[int]):
         self._words, self._places = part.tokenizer, places
         self._start, self._end = part.tokens_start, -1 if part.tokenizer_adds_end_token else None
+        same = self._words("a a")["input_ids"][self._start:self._end]
+        self._spaces_in_words = len(same) == 2 and same[0] == same[1]  # also before the first word
 
     def __getattr__(self, name: str):
         return getattr(self._words, name)
 
     def __call__(self, text: str, **options) -> dict[str, list[int]]:
+        if self._spaces_in_words:
+            text = re.sub(f" ?({MARK}) ?", r"\1", text)
         first, *others = (list(self._words(half, **options)["input_ids"]) for half in text.split(MARK))
         if not others:
             return {"input_ids": first}

@@ -36,14 +36,19 @@ def picture_features(clip_vision, pictures: Tensor, released: bool = False) -> P
 def encode_latent(vae, model, pictures: Tensor) -> Tensor:
     """(P, H, W, 3) in [0, 1] -> (P, C, h, w) float32 in model space (``process_latent_in`` applied).
 
+    Families whose latents have a time axis get one frame each: (P, C, 1, h, w).
+
     Raises:
         ValueError: the VAE does not belong to the model.
     """
-    latent = vae.encode(pictures).float()
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
+    latent_format = model.get_model_object("latent_format")
+    timed = latent_format.latent_dimensions == 3
+    # A VAE with a time axis takes a batch for the frames of one video.
+    latent = torch.cat([vae.encode(picture) for picture in pictures.split(1)]) if timed else vae.encode(pictures)
+    channels, latent = latent_format.latent_channels, latent.float()
+    if latent.ndim != (5 if timed else 4) or latent.shape[1] != channels:
         raise ValueError(f"The connected VAE makes latents {tuple(latent.shape)}; the model takes {channels} channels "
-                         "of height and width. Use the VAE of the same checkpoint.")
+                         f"of {'one frame, ' if timed else ''}height and width. Use the VAE of the same checkpoint.")
     if not torch.isfinite(latent).all():
         raise ValueError("The VAE gave NaN for the style picture. Try --fp32-vae or another VAE.")
     return model.model.process_latent_in(latent)

@@ -249,13 +249,14 @@ def test_a_weight_scales_the_style_as_it_scales_words(wired):
     close(more, none + 1.2 * (full - none))
 
 
-def test_style_strength_from_none_to_twice(wired):
+def test_style_strength_from_the_starting_word_to_twice(wired):
+    """The further the pseudo-words lie from the word that learning started from, the further the prompt."""
     model, clip, _, _ = wired
-    plain = stock(clip, "a house, ")
-    assert torch.equal(seen(model, apply(clip, strength=0.0)), seen(model, plain))
-    contexts = [apply(clip, strength=s)[0][0] - plain[0][0] for s in (0.5, 1.0, 1.5, 2.0)]
-    sizes = [float(c.norm()) / float(contexts[1].norm()) for c in contexts]
-    assert sizes == pytest.approx([0.5, 1.0, 1.5, 2.0], rel=1e-3)
+    start = Style({k: v.expand(2, -1) for k, v in host.word_vectors(clip, "painting").items()}, family="SD15")
+    word = InSTStyleConditioning.execute(clip, start, "a house, *", 1.0).result[0]
+    assert torch.equal(seen(model, apply(clip, strength=0.0)), seen(model, word))
+    sizes = [float((apply(clip, strength=s)[0][0] - word[0][0]).norm()) for s in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    assert sizes[0] == 0 and all(a < b for a, b in zip(sizes, sizes[1:], strict=False))
     noises = [seen(model, apply(clip, strength=s)) for s in (0.0, 0.5, 1.0, 2.0)]
     assert all(differ(a, b) for a, b in zip(noises, noises[1:], strict=False))
 

@@ -263,7 +263,7 @@ def test_a_model_that_cannot_be_made_again_is_refused(small):
 def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
     model = small[0].clone()
     model.add_object_patch("latent_format", type("Video", (), {"latent_dimensions": 3})())
-    with pytest.raises(ValueError, match="works on still images"):
+    with pytest.raises(ValueError, match="has latents with a time axis"):
         host.check_learnable(model)
     other, _, _ = open_checkpoint()
     other.model.concat_keys = ("mask", "masked_image")

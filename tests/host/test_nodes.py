@@ -46,6 +46,7 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert torch.equal(saved.vectors["clip_l"], style.vectors["clip_l"])
     assert style.tokens == (1 if encoder == "paper" else 2)
     assert saved.metadata["inst.text"] == "a hill, *" and saved.metadata["inst.steps"] == "2"
+    assert saved.metadata["inst.start"] == "painting"
     assert saved.metadata["modelspec.thumbnail"].startswith("data:image/jpeg") and saved.family == "SD15"
     assert saved.metadata["inst.base_model"] == "inst-small.safetensors"
     assert len(loss["loss"]) >= 2 and f"{path.name} is saved" in result.ui.as_dict()["text"][0]
