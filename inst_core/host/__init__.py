@@ -18,7 +18,6 @@ from .files import (
     embeddings_path,
     file_fingerprint,
     library_folders,
-    load_weights,
     metadata_enabled,
     model_files,
     model_path,
@@ -47,7 +46,6 @@ from .styleshot import (
     StyleShot,
     check_styleshot,
     controlled,
-    open_weights,
     styled_model,
 )
 from .text import (
@@ -85,12 +83,10 @@ __all__ = [
     "invert",
     "label_of_encoders",
     "library_folders",
-    "load_weights",
     "make_room",
     "metadata_enabled",
     "model_files",
     "model_path",
-    "open_weights",
     "picture_features",
     "register_folders",
     "released_sigmas",
