@@ -41,7 +41,7 @@ def load_embeddings(path: Path) -> dict[str, Tensor]:
     """The ``Attentions`` state dict inside an official ``embeddings.pt``.
 
     Returns:
-        {official key: float32 tensor}, complete and of the official shapes.
+        {official key: tensor in the number format of the file}, complete and of the official shapes.
 
     Raises:
         ValueError: not a torch zip file, names it must not use, another tool's textual inversion, or missing, extra or
@@ -93,7 +93,7 @@ def _attention_weights(checkpoint: Any) -> dict[str, Tensor]:
                               f"string_to_token and attention. {advice}")
     weights = _parameters(attention) if isinstance(attention, _Module) else dict(attention)
     _check_weights(weights)
-    return {k: v.detach().float() for k, v in weights.items()}
+    return {k: v.detach() for k, v in weights.items()}
 
 
 def _check_weights(weights: dict[str, Any]) -> None:

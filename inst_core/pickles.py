@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 OVERHEAD = 2**16  # bytes that the contents of a zip file may have beyond the file's own
+PROTOCOL = 2  # of pickle
 # The first bytes of torch's old format: a pickled magic number. Three pickles come before the one that matters.
 _OLD_FORMAT, _PICKLES_BEFORE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", 3
 
@@ -70,8 +71,9 @@ def names_in(path: Path) -> set[str]:
 def _names(pickled: bytes | BinaryIO) -> set[str]:
     found = set()
     for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "STACK_GLOBAL":
-            raise Refused("it is in a pickle format that torch.save does not write.")
+        if operation.name == "PROTO" and argument != PROTOCOL or operation.name == "STACK_GLOBAL":
+            raise Refused("it is in another pickle format than torch.save writes by itself. If you trust it, load it "
+                          "and save it again.")
         if operation.name in ("GLOBAL", "INST"):
             module, _, name = argument.partition(" ")
             found.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")  # files name Python 2's modules
