@@ -1,11 +1,9 @@
 """Official InST ``embeddings.pt`` files, read without running them.
 
-The released code saves ``{"string_to_token": ..., "attention": <Attentions object>}``: a whole pickled module.  The
-reader below can build tensors and plain containers and nothing else; modules of the known classes become plain
-dictionaries, anything else is refused by name.
+The released code saves ``{"string_to_token": ..., "attention": <Attentions object>}``: a whole pickled module.  Every
+name in the pickle is looked at before anything is built, and torch's own restricted reader builds the rest: tensors,
+plain containers, and plain dictionaries in place of the known modules.
 """
-import collections
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,34 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import pickles
 from .encoders import Attentions
+from .textual_inversion import USE_IN_PROMPT
 
 MAX_BYTES = 512 * 2**20
-
-_MODULES = {
-    ("ldm.modules.embedding_manager", "Attentions"),
-    ("ldm.modules.attention", "CrossAttention"),
-    ("torch.nn.modules.linear", "Linear"),
-    ("torch.nn.modules.linear", "NonDynamicallyQuantizableLinear"),
-    ("torch.nn.modules.dropout", "Dropout"),
-    ("torch.nn.modules.container", "Sequential"),
-    ("torch.nn.modules.container", "ModuleList"),
-    ("torch.nn.modules.container", "ParameterDict"),
-}
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-}
-
-
-class OfficialFileError(ValueError):
-    """An ``embeddings.pt`` that is not one, or that asks for something it must not get."""
 
 
 class _Module(dict):
@@ -50,50 +25,54 @@ class _Module(dict):
         self.update(state)
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    needed = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
-    if min((offset, *size, *stride)) < 0 or needed > storage.numel():
-        raise OfficialFileError("a tensor in the file reaches outside its storage. The file is damaged.")
-    return storage.as_strided(size, stride, offset).clone()
+_STAND_INS = {
+    "ldm.modules.embedding_manager.Attentions": _Module,
+    "ldm.modules.attention.CrossAttention": _Module,
+    "torch.nn.modules.linear.Linear": _Module,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _Module,
+    "torch.nn.modules.dropout.Dropout": _Module,
+    "torch.nn.modules.container.Sequential": _Module,
+    "torch.nn.modules.container.ModuleList": _Module,
+    "torch.nn.modules.container.ParameterDict": _Module,
+} | pickles.NUMPY
 
 
-def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
+def load_embeddings(path: Path) -> dict[str, Tensor]:
+    """The ``Attentions`` state dict inside an official ``embeddings.pt``.
+
+    Returns:
+        {official key: tensor in the number format of the file}, complete and of the official shapes.
+
+    Raises:
+        ValueError: not a torch zip file, names it must not use, another tool's textual inversion, or missing, extra or
+            misshapen tensors; names the file.
+    """
+    try:
+        return _attention_weights(_read(path))
+    except pickles.Refused as error:
+        raise ValueError(f"{path.name} was not imported: {error}") from error
+    except Exception as error:  # what torch and zipfile raise depends on the kind of damage
+        raise ValueError(f"{path.name} was not imported: it is damaged, or not a readable embeddings.pt "
+                         f"({pickles.reason(error)}). Expected the file that InST's training writes, in torch's zip "
+                         f"format. {USE_IN_PROMPT}") from error
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Finds tensors, containers and the known modules; refuses every other name."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
-        self._archive, self._root = archive, root
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _MODULES:
-            return _Module
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        found = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("builtins", "set"): set,
-            ("__builtin__", "set"): set,
-        }.get((module, name))
-        if found is None:
-            raise OfficialFileError(f"it asks for {module}.{name}, which an InST file does not need. Nothing was run. "
-                                    "Do not trust this file.")
-        return found
-
-    def persistent_load(self, key: tuple) -> Tensor:
-        _, dtype, name, _, count = key
-        data = bytearray(self._archive.read(f"{self._root}/data/{name}"))
-        if len(data) != count * torch.empty((), dtype=dtype).element_size():
-            raise OfficialFileError(f"tensor storage {name} has {len(data)} bytes. The file is damaged.")
-        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+def _read(path: Path) -> Any:
+    """What was saved, with dictionaries in place of modules."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise pickles.Refused(f"it has {size / 2**20:.0f} MB; an embeddings.pt has about 15.")
+    if not zipfile.is_zipfile(path):
+        raise pickles.Refused(f"it is not in torch's zip format, as the file that InST's training writes. "
+                              f"{USE_IN_PROMPT}")
+    others = sorted(pickles.names_in(path) - pickles.TENSORS - _STAND_INS.keys())
+    if others:
+        raise pickles.Refused(f"it asks for {others[0]}, which an InST file does not need. Nothing was run. Do not "
+                              "trust this file unless you know who made it.")
+    return pickles.load(path, _STAND_INS)
 
 
-def _parameters(module: dict, prefix: str = "") -> dict[str, Tensor]:
+def _parameters(module: dict, prefix: str = "") -> dict[str, Any]:
     """The state dict of a stand-in module."""
     found = {prefix + k: v for k, v in (module.get("_parameters") or {}).items() if v is not None}
     for name, child in (module.get("_modules") or {}).items():
@@ -102,52 +81,34 @@ def _parameters(module: dict, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def load_embeddings(path: Path) -> dict[str, Tensor]:
-    """The ``Attentions`` state dict inside an official ``embeddings.pt``.
-
-    Returns:
-        {official key: float32 tensor}, complete and of the official shapes.
-
-    Raises:
-        OfficialFileError: not a torch zip file, names it must not use, or missing, extra or misshapen tensors.
-    """
-    try:
-        return _read(path)
-    except OfficialFileError as error:
-        raise OfficialFileError(f"{path.name} was not imported: {error}") from error
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError,
-            ValueError, RuntimeError) as error:
-        raise OfficialFileError(f"{path.name} was not imported: it is not a readable embeddings.pt ({error}). Expected "
-                                "the file that InST's training writes, in torch's zip format.") from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.stat().st_size > MAX_BYTES:
-        raise OfficialFileError(f"it has {path.stat().st_size / 2**20:.0f} MB; an embeddings.pt has about 15.")
-    with zipfile.ZipFile(path) as archive:
-        pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise OfficialFileError("it is a zip file, but not one that torch.save wrote.")
-        if sum(i.file_size for i in archive.infolist()) > MAX_BYTES:
-            raise OfficialFileError("its contents unpack to far more than an embeddings.pt holds.")
-        checkpoint = _TensorUnpickler(archive, pickles[0].removesuffix("/data.pkl")).load()
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("attention"), dict):
-        keys = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise OfficialFileError(f"it holds {keys}; expected string_to_token and attention.")
-    attention = checkpoint["attention"]
+def _attention_weights(checkpoint: Any) -> dict[str, Tensor]:
+    if not isinstance(checkpoint, dict):
+        raise pickles.Refused(f"it holds {type(checkpoint).__name__}; expected string_to_token and attention.")
+    attention = checkpoint.get("attention")
+    if not isinstance(attention, dict):
+        inverted = "string_to_param" in checkpoint or any(isinstance(v, Tensor) for v in checkpoint.values())
+        advice = "It is a textual inversion of another tool: leave it in models/embeddings and write embedding: and " \
+            "its name in any prompt." if inverted else "Choose the embeddings.pt of an InST training."
+        raise pickles.Refused(f"it holds {', '.join(map(str, list(checkpoint)[:6])) or 'nothing'}; expected "
+                              f"string_to_token and attention. {advice}")
     weights = _parameters(attention) if isinstance(attention, _Module) else dict(attention)
     _check_weights(weights)
-    return {k: v.float() for k, v in weights.items()}
+    return {k: v.detach() for k, v in weights.items()}
 
 
-def _check_weights(weights: dict[str, Tensor]) -> None:
+def _check_weights(weights: dict[str, Any]) -> None:
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in Attentions().state_dict().items()}
-    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(map(str, weights.keys() - expected.keys()))
     if missing or extra:
-        raise OfficialFileError(f"its attention module lacks {missing or 'nothing'} and has unexpected "
-                                f"{extra or 'nothing'}.")
+        raise pickles.Refused(f"its attention module lacks {missing or 'nothing'} and has unexpected "
+                              f"{extra or 'nothing'}. Choose the embeddings.pt of an InST training.")
     for key, shape in expected.items():
-        if tuple(weights[key].shape) != shape or not torch.isfinite(weights[key]).all():
-            raise OfficialFileError(f"{key} has shape {tuple(weights[key].shape)} or values that are not finite; "
-                                    f"expected {shape}.")
+        value = weights[key]
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape or not value.is_floating_point():
+            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise pickles.Refused(f"{key} is {found}; expected floating point {shape}. The file is damaged.")
+        if not pickles.is_whole(value):
+            raise pickles.Refused(f"{key} takes more numbers than are stored for it. The file is damaged.")
+        if not torch.isfinite(value).all():
+            raise pickles.Refused(f"{key} has values that are not finite; train it again.")

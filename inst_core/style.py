@@ -9,8 +9,10 @@ import io
 import json
 import os
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,7 @@ FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers",
 ALL_LAYERS, LATE_LAYERS = "all", "late"
 LAYERS = ALL_LAYERS, LATE_LAYERS
 THUMBNAIL_PIXELS = 256
+PARTIAL, DAY = ".partial", 24 * 3600  # suffix of a file that is being written; seconds
 _PREFIX = "inst."
 
 
@@ -145,7 +148,8 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
     """
     check_vectors(style.vectors, "the style")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    _clear_leftovers(path.parent)
+    temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
         with temporary.open("xb") as file:
             file.write(to_bytes(style, with_metadata))
@@ -157,6 +161,14 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
             _name_exclusively(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Deletes what programs that died while saving left behind a day ago or earlier."""
+    for leftover in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > DAY:
+                leftover.unlink()
 
 
 def _name_exclusively(temporary: Path, path: Path) -> None:
@@ -220,7 +232,7 @@ def load_style(path: Path) -> Style:
     except Exception as error:  # what the library raises depends on the kind of damage
         raise ValueError(f"{path.name} is damaged: {error}. Copy it again or learn the style again.") from error
     del data
-    metadata = header.get("__metadata__", {})
+    metadata = header.get("__metadata__") or {}
     version = metadata.get("inst.version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(f"{path.name} has style format {version}; this version of the pack reads {FORMAT_VERSION}. "

@@ -9,7 +9,7 @@ from ..inst_core.grid import arranged, grid
 from ..inst_core.metrics.artfid import load_inception
 from .sockets import COMPARE_CATEGORY, to_image, to_pictures
 from .transfer import WORKING_MEMORY
-from .weights import NO_FILES, NONE, file_problem, read_weights, weight_files
+from .weights import NO_FILES, NONE, file_problem, fingerprint, read_weights, weight_files
 
 LPIPS_FILE = "lpips-alex.safetensors"
 LPIPS_MISSING = (f"{LPIPS_FILE} is not in models/style_transfer: the weights of AlexNet and LPIPS, 10 MB. "
@@ -118,6 +118,10 @@ class InSTMetrics(io.ComfyNode):
         if _lpips_name() is None:
             return LPIPS_MISSING
         return file_problem(vgg19, csd, art_inception)
+
+    @classmethod
+    def fingerprint_inputs(cls, vgg19=NONE, csd=NONE, art_inception=NONE, **others) -> str:
+        return fingerprint(_lpips_name() or NONE, vgg19, csd, art_inception)
 
     @classmethod
     def execute(cls, content, style, result, unrelated=None, clip_vision=None, size=metrics.SIDE, vgg19=NONE,

@@ -147,7 +147,15 @@ class InSTImportEmbeddings(io.ComfyNode):
     def validate_inputs(cls, embeddings_name) -> bool | str:
         if embeddings_name == NO_EMBEDDINGS:
             return "There is no embeddings.pt. Copy one into models/embeddings, press R and choose it here."
+        try:
+            host.embeddings_path(embeddings_name)
+        except ValueError as error:
+            return str(error)
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, embeddings_name, **others) -> str:
+        return host.file_fingerprint(host.embeddings_path(embeddings_name))
 
     @classmethod
     def execute(cls, embeddings_name, clip_vision, image, encoder, seed=0) -> io.NodeOutput:

@@ -5,7 +5,7 @@ from torch import Tensor
 from ..inst_core import host, preprocess
 from ..inst_core.methods.styleshot import shuffled_order
 from .sockets import COMPARE_CATEGORY, MAX_SEED, to_image, to_pictures
-from .weights import NONE, chosen, file_problem, weight_files
+from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 StyleShot = io.Custom("STYLESHOT")
 AS_THEY_COME, SHUFFLED = "as they come", "shuffled"
@@ -39,19 +39,26 @@ class InSTLoadStyleShot(io.ComfyNode):
                 io.Combo.Input("contour_detector", options=[NONE, *weight_files("hed")], default=NONE, optional=True,
                                tooltip="ControlNetHED.pth, if Apply StyleShot shall find the contours of a photograph "
                                        "itself. None when you bring a control map."),
+                io.Combo.Input("controlnet", options=[NONE, *weight_files("ip.")], default=NONE, optional=True,
+                               advanced=True,
+                               tooltip="For your own training, which leaves the adapter in the file of stage 1 and the "
+                                       "ControlNet in that of stage 2: the second file. None for a released ip.bin."),
             ],
             outputs=[StyleShot.Output(display_name="styleshot", tooltip="For Apply StyleShot.")],
         )
 
     @classmethod
-    def validate_inputs(cls, encoder, adapter, contour_detector=NONE) -> bool | str:
-        return file_problem(encoder, adapter, contour_detector)
+    def validate_inputs(cls, encoder, adapter, contour_detector=NONE, controlnet=NONE) -> bool | str:
+        return file_problem(encoder, adapter, contour_detector, controlnet)
 
     @classmethod
-    def execute(cls, encoder, adapter, contour_detector=NONE) -> io.NodeOutput:
-        paths = {name: host.model_path(host.TRANSFER_FOLDER, name)
-                 for name in chosen(encoder, adapter, contour_detector)}
-        return io.NodeOutput(host.StyleShot({name: host.open_weights(path) for name, path in paths.items()}))
+    def fingerprint_inputs(cls, encoder, adapter, contour_detector=NONE, controlnet=NONE) -> str:
+        return fingerprint(encoder, adapter, contour_detector, controlnet)
+
+    @classmethod
+    def execute(cls, encoder, adapter, contour_detector=NONE, controlnet=NONE) -> io.NodeOutput:
+        names = chosen(encoder, adapter, contour_detector, controlnet)
+        return io.NodeOutput(host.StyleShot({name: read_weights(name, mapped=True) for name in names}))
 
 
 class InSTApplyStyleShot(io.ComfyNode):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..inst_core import host
 from ..inst_core.methods import common, gatys, load_style_model, vgg
 from .sockets import COMPARE_CATEGORY, seed_input, to_image, to_pictures
-from .weights import NONE, chosen, file_problem, read_weights, weight_files
+from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
 PREVIEWS = 20  # pictures shown during a Gatys run
@@ -57,6 +57,10 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> bool | str:
         return file_problem(file_1, file_2, file_3, file_4)
+
+    @classmethod
+    def fingerprint_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> str:
+        return fingerprint(file_1, file_2, file_3, file_4)
 
     @classmethod
     def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> io.NodeOutput:
@@ -113,8 +117,8 @@ class InSTGatysStyleTransfer(io.ComfyNode):
             search_aliases=["neural style", "gatys", "nst", "vgg", "gram matrix", "style transfer", "optimization"],
             inputs=[
                 io.Combo.Input("vgg_name", options=weight_files("vgg"),
-                               tooltip="VGG-19 or VGG-16 in models/style_transfer: vgg_conv.pth, vgg_normalised.pth or "
-                                       "torchvision's. Recognised by its contents."),
+                               tooltip="VGG-19 or VGG-16 in models/style_transfer: vgg_conv.pth, vgg_normalised.pth, "
+                                       "torchvision's or Caffe's. Recognised by its contents."),
                 io.Image.Input("content", tooltip="The photograph. A batch is painted one by one."),
                 io.Image.Input("style", tooltip="The painting: one, or one for each photograph."),
                 io.Int.Input("steps", default=gatys.OFFICIAL_STEPS, min=1, max=10000,
@@ -158,6 +162,10 @@ class InSTGatysStyleTransfer(io.ComfyNode):
         except ValueError as error:
             return str(error)
         return file_problem(vgg_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, vgg_name, **others) -> str:
+        return fingerprint(vgg_name)
 
     @classmethod
     def execute(cls, vgg_name, content, style, steps, style_weight, size, preserve_color, seed,

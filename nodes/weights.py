@@ -1,9 +1,9 @@
 """Weight files in models/style_transfer, as nodes list, check and read them."""
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from torch import Tensor
 
-from ..inst_core import host
+from ..inst_core import host, state_dicts
 
 NO_FILES = "(put weight files into models/style_transfer)"
 NONE = "none"
@@ -35,5 +35,15 @@ def chosen(*names: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != NONE]
 
 
-def read_weights(name: str) -> dict[str, Tensor]:
-    return host.load_weights(host.model_path(host.TRANSFER_FOLDER, name))
+def read_weights(name: str, mapped: bool = False) -> dict[str, Tensor]:
+    """As ``state_dicts.read_weights``, by the name in the folder."""
+    return state_dicts.read_weights(_path(name), mapped)
+
+
+def fingerprint(*names: str | None) -> str:
+    """Changes when one of the chosen files is replaced under its name; for ``fingerprint_inputs``."""
+    return state_dicts.fingerprint(_path(name) for name in chosen(*names) if name not in (None, NO_FILES))
+
+
+def _path(name: str) -> Path:
+    return Path(host.model_path(host.TRANSFER_FOLDER, name))

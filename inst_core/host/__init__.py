@@ -17,7 +17,6 @@ from .files import (
     embeddings_path,
     file_fingerprint,
     library_folders,
-    load_weights,
     metadata_enabled,
     model_files,
     model_path,
@@ -53,7 +52,6 @@ from .styleshot import (
     StyleShot,
     check_styleshot,
     controlled,
-    open_weights,
     styled_model,
 )
 from .text import (
@@ -97,7 +95,6 @@ __all__ = [
     "label_of_encoders",
     "learn",
     "library_folders",
-    "load_weights",
     "look_at",
     "make_encoder",
     "make_room",
@@ -105,7 +102,6 @@ __all__ = [
     "model_files",
     "model_path",
     "noise_mask",
-    "open_weights",
     "picture_features",
     "register_folders",
     "released_sigmas",

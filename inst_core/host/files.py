@@ -2,10 +2,8 @@
 import hashlib
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 from comfy.cli_args import args
-from torch import Tensor
 
 STYLE_FOLDER = "inst_styles"
 TRANSFER_FOLDER = "style_transfer"
@@ -89,22 +87,6 @@ def embeddings_path(name: str) -> Path:
 def file_fingerprint(path: Path) -> str:
     """Changes when the file's contents change."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load_weights(path: str) -> dict[str, Tensor]:
-    """A state dict from safetensors or a torch file; pickles are read with tensors only.
-
-    Raises:
-        ValueError: the file cannot be read as plain tensors.
-    """
-    try:
-        weights = comfy.utils.load_torch_file(path, safe_load=True)
-    except Exception as error:
-        raise ValueError(f"{Path(path).name} cannot be read as a file of tensors ({error}). It is damaged, or not a "
-                         "weight file. Fetch it again.") from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{Path(path).name} does not hold a plain table of tensors. Choose a weight file.")
-    return weights
 
 
 def metadata_enabled() -> bool:

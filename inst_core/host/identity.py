@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..library import fingerprint
@@ -51,11 +52,14 @@ def _own_weights(patcher) -> dict[str, Tensor]:
     return weights
 
 
-def _describe_patcher(patcher) -> list[Any]:
+def _describe(model) -> list[Any]:
     """What was loaded, and all that is patched over it; of patches, tensors and strengths count, not the objects.
 
     The loader's files are asked first: in memory, parameters that a file lacks hold whatever was there before.
     """
+    patcher = getattr(model, "patcher", model)
+    if not isinstance(patcher, ModelPatcher):
+        return [model]  # a VAE of another kind
     loaded = _own_weights(patcher) if patcher.cached_patcher_init is None else _with_files(patcher.cached_patcher_init)
     return [loaded, patcher.model_dtype(), patcher.patches, patcher.object_patches, patcher.model_options,
             patcher.injections, patcher.weight_wrapper_patches, patcher.wrappers, list(patcher.hook_patches.values())]
@@ -68,8 +72,8 @@ def identify(model, clip, vae, clip_vision=None, texts: Sequence[str] = ()) -> s
     Args:
         texts: prompts; what CLIP makes of them counts, embeddings that they name included.
     """
-    described = [_describe_patcher(model), _describe_patcher(clip.patcher), clip.layer_idx, clip.tokenizer_options,
-                 [clip.tokenize(text) for text in texts], _describe_patcher(vae.patcher)]
+    described = [_describe(model), _describe(clip), clip.layer_idx, clip.tokenizer_options,
+                 [clip.tokenize(text) for text in texts], _describe(vae)]
     if clip_vision is not None:
-        described += [_describe_patcher(clip_vision.patcher), clip_vision.image_size]
+        described += [_describe(clip_vision), clip_vision.image_size]
     return fingerprint(described)

@@ -1,8 +1,5 @@
 """StyleShot on the host's models: its files, its networks under the host's model management, its attention patches."""
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +21,6 @@ from ..methods import hed, styleshot
 from ..methods.styleshot import KeyValue, Release, StyleTokens
 from ..portable import shrink
 from .families import family_of
-from .files import load_weights
 
 StateDict = Mapping[str, Tensor]
 
@@ -33,20 +29,6 @@ LARGEST = 1024  # pixels; contours are found on no more than this squared, SD 1.
 
 
 # ---- files ----
-
-def open_weights(path: str) -> StateDict:
-    """A state dict whose tensors stay in the file until they are used: of ip.bin two thirds never are.
-
-    Raises:
-        ValueError: as ``load_weights``.
-    """
-    if zipfile.is_zipfile(path):
-        with suppress(RuntimeError, ValueError, pickle.UnpicklingError):  # load_weights says what is wrong
-            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values()):
-                return weights
-    return load_weights(path)  # safetensors are mapped by the host
-
 
 def _unet_config(weights: StateDict) -> dict[str, Any]:
     """The host's configuration of the U-Net encoder that a diffusers ControlNet of SD 1.x has."""
@@ -120,7 +102,8 @@ class StyleShot:
     """A release, open and checked; each network is made when it is first needed."""
 
     def __init__(self, files: Mapping[str, StateDict]):
-        """Args: ``files``, {name: state dict} as from ``open_weights``.
+        """Args: ``files``, {name: state dict}, best as ``state_dicts.read_weights(path, mapped=True)`` gives it: of
+        ip.bin two thirds are never used.
 
         Raises:
             ValueError: as ``methods.styleshot.read_release`` and ``host_controlnet_weights``.

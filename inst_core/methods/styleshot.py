@@ -356,14 +356,14 @@ class _Role(NamedTuple):
     part: Callable[[StateDict], Part]
 
 
-_CONTROLNET = "controlnet."
+_CONTROLNET, _ADAPTER, _ADAPTER_FILE = "controlnet.", "adapter_modules.", "ip.bin"
 _REQUIRED = ("encoder", "adapter")
 _ROLES = {
     "encoder": _Role(("cnn.", "style_embeddings.", "image_encoder."),
                      lambda weights: module_part("style-aware encoder", "style_aware_encoder.bin",
                                                  partial(StyleAwareEncoder, EncoderSizes.of(weights)))),
-    "adapter": _Role(("adapter_modules.", "style_image_proj_modules.", _CONTROLNET),
-                     lambda weights: module_part("style adapter", "ip.bin",
+    "adapter": _Role((_ADAPTER, "style_image_proj_modules.", _CONTROLNET),
+                     lambda weights: module_part("style adapter", _ADAPTER_FILE,
                                                  partial(StyleAdapter, AdapterSizes.of(weights)))),
     "contour": _Role(("block1.convs.", "block5.convs."), lambda weights: hed.PART),
 }
@@ -385,42 +385,76 @@ class Release:
     contour: StateDict | None = None
 
 
-def _recognised(name: str, weights: StateDict) -> tuple[str, Part]:
-    """The role of a file, and the part that it is.
+def _role_of(name: str, weights: StateDict) -> str:
+    """The role of a file, by how its keys start.
 
     Raises:
-        ValueError: unknown, or incomplete.
+        ValueError: unknown.
     """
     role = next((role for role, (starts, _) in _ROLES.items() if any(key.startswith(starts) for key in weights)), None)
     if role is None:
         known = ", ".join(part({}).file for _, part in _ROLES.values())
         first = ", ".join(list(weights)[:3]) or "nothing"
         raise ValueError(f"{name} is not a file of StyleShot (it starts with {first}). Choose one of these: {known}.")
-    part = _ROLES[role].part(weights)
-    if lacking := part.lacking(weights):
-        raise ValueError(f"{name} looks like {part.file} ({part.title}), but {len(lacking)} tensors are missing or "
-                         f"have another shape: {', '.join(lacking[:4])}. The file is damaged or of another version: "
-                         "download it again.")
-    return role, part
+    return role
+
+
+def _combined(files: Sequence[tuple[str, StateDict]], title: str) -> tuple[str, StateDict]:
+    """Files of one role as one: of an own training, stage 1 leaves the adapter and stage 2 the ControlNet.
+
+    Where both have the projections, those beside the adapter count: stage 2 keeps them frozen.
+
+    Raises:
+        ValueError: files that hold the same part.
+    """
+    names, held, weights = [], set(), {}
+    for name, more in sorted(files, key=lambda file: not _holds(file[1], _ADAPTER)):
+        parts = {prefix for prefix in (_ADAPTER, _CONTROLNET) if _holds(more, prefix)}
+        if names and (not parts or parts & held):
+            raise ValueError(f"{names[-1]} and {name} are the same part ({title}); choose one.")
+        names.append(name)
+        held |= parts
+        weights = {**more, **weights}
+    return " and ".join(names), weights
+
+
+def _holds(weights: StateDict, prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in weights)
+
+
+def _check_complete(name: str, part: Part, weights: StateDict) -> None:
+    """Raises ValueError, saying what is missing."""
+    if not (lacking := part.lacking(weights)):
+        return
+    if part.file == _ADAPTER_FILE and not _holds(weights, _ADAPTER):
+        raise ValueError(f"{name} holds no {_ADAPTER.rstrip('.')}. StyleShot's training leaves them in the file of its "
+                         "first stage and the ControlNet in that of the second: choose both in Load StyleShot.")
+    raise ValueError(f"{name} looks like {part.file} ({part.title}), but {len(lacking)} tensors are missing or "
+                     f"have another shape: {', '.join(lacking[:4])}. The file is damaged or of another version: "
+                     "download it again.")
 
 
 def read_release(files: Mapping[str, StateDict]) -> Release:
     """Recognises the files of a release by their keys and checks them; only shapes are looked at.
 
     Args:
-        files: {file name: state dict}, in any order, with or without the prefix of DataParallel.
+        files: {file name: state dict}, in any order, with or without the prefix of DataParallel. The adapter and the
+            ControlNet may lie in two files.
 
     Raises:
         ValueError: a file that is unknown or incomplete, two that are the same part, one that is missing, or files
             that do not belong together.
     """
-    names, parts, controlnet = {}, {}, {}
+    found: dict[str, list[tuple[str, StateDict]]] = {}
     for name, stored in files.items():
         weights = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
-        role, part = _recognised(name, weights)
-        if role in names:
-            raise ValueError(f"{names[role]} and {name} are the same part ({part.title}); choose one.")
-        names[role], parts[role] = name, {key: weights[key] for key in part.shapes()}
+        found.setdefault(_role_of(name, weights), []).append((name, weights))
+    names, parts, controlnet = {}, {}, {}
+    for role, same in found.items():
+        names[role], weights = _combined(same, _ROLES[role].part({}).title)
+        part = _ROLES[role].part(weights)
+        _check_complete(names[role], part, weights)
+        parts[role] = {key: weights[key] for key in part.shapes()}
         controlnet |= {key.removeprefix(_CONTROLNET): tensor for key, tensor in weights.items()
                        if role == "adapter" and key.startswith(_CONTROLNET)}
     if missing := [_ROLES[role].part({}) for role in _REQUIRED if role not in names]:

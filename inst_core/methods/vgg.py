@@ -1,7 +1,8 @@
 """VGG features (Simonyan & Zisserman 2015) from any of the weight files that style transfer uses.
 
-A file is recognised by its keys and shapes; what it expects (channel order, means, scale, padding, pooling) belongs to
-its ``Family``.  Layers are called ``relu1_1`` ... ``relu5_4``.
+A file is recognised by its keys and shapes, and where two trainings share these, by numbers of its first layer; what it
+expects (channel order, means, scale, padding, pooling) belongs to its ``Family``.  Layers are called ``relu1_1`` ...
+``relu5_4``.
 """
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 CHANNELS = (64, 128, 256, 512, 512)
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 INPUT = "input"  # the 1x1 convolution in front of the normalised network
+MARK_TOLERANCE = 4e-3  # bfloat16 rounds the marks by up to half of it
 SHORTEST = "conv5_1"  # files may end here: no method looks deeper
 
 
@@ -33,6 +35,8 @@ class Family:
         bgr: channel order.
         reflect: reflection instead of zero padding.
         ceil_mode: pooling keeps the odd last row and column.
+        marks: ((key, index, value), ...): numbers of the first layer by which this training is told from others with
+            the same keys; empty where the keys are its own.
     """
 
     name: str
@@ -42,6 +46,11 @@ class Family:
     bgr: bool = False
     reflect: bool = False
     ceil_mode: bool = False
+    marks: tuple[tuple[str, tuple[int, ...], float], ...] = ()
+
+    def is_marked(self, state_dict: Mapping[str, Tensor]) -> bool:
+        """Whether the numbers are this training's, in whatever number format they are stored."""
+        return all(abs(float(state_dict[key][index]) - value) < MARK_TOLERANCE for key, index, value in self.marks)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{key: shape} that a file must have to be of this family."""
@@ -69,6 +78,17 @@ def _numbered(depth: int, pattern: str, indices: Iterable[int]) -> dict[str, str
     return {name: pattern.format(i) for name, i in zip(convolution_names(depth), indices, strict=True)}
 
 
+def _first_row(values: tuple[float, ...]) -> tuple[tuple[str, tuple[int, ...], float], ...]:
+    """Marks: the first row of the first kernel."""
+    return tuple(("features.0.weight", (0, 0, 0, i), value) for i, value in enumerate(values))
+
+
+def _first_biases(biases: tuple[float, ...], first: float, blue: int) -> tuple[tuple[str, tuple[int, ...], float], ...]:
+    """Marks: the first biases, which know no channel order, and the first number of the kernel for blue."""
+    return (*(("features.0.bias", (i,), value) for i, value in enumerate(biases)),
+            ("features.0.weight", (0, blue, 0, 0), first))
+
+
 # Flat indices of convolutions in torch Sequentials, with and without a padding layer before each.
 _PADDED_19 = (2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)
 _PLAIN_19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -80,10 +100,23 @@ NORMALISED = Family("normalised VGG-19 (vgg_normalised.pth)", {INPUT: "0"} | _nu
 GATYS = Family("Gatys VGG-19 (vgg_conv.pth)", {name: name for name in convolution_names(19)},
                mean=(0.40760392, 0.45795686, 0.48501961), scale=(255.0, 255.0, 255.0), bgr=True)
 TORCHVISION_19 = Family("torchvision VGG-19", _numbered(19, "features.{}", _PLAIN_19),
-                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE)
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE,
+                        marks=_first_row((-0.053474, -0.049257, -0.067942)))
 TORCHVISION_16 = Family("torchvision VGG-16", _numbered(16, "features.{}", _PLAIN_16),
-                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE)
-FAMILIES = (NORMALISED, GATYS, TORCHVISION_19, TORCHVISION_16)
+                        mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE, marks=_first_row((-0.5537, 0.1427, 0.5290)))
+# Simonyan & Zisserman's own weights under torchvision's keys, for pictures in 0..255 less the mean colour: as
+# jcjohnson/pytorch-vgg converted them (vgg19-d01eb7cb.pth, vgg16-00b39a1b.pth; BGR), and as torchvision distributes
+# them (VGG16_Weights.IMAGENET1K_FEATURES; RGB).
+_CAFFE_MEAN, _CAFFE_SCALE = (103.939 / 255, 116.779 / 255, 123.68 / 255), (255.0, 255.0, 255.0)
+_CAFFE_19 = (0.7301776, 0.06493629, 0.03428847, 0.8260386), 0.341195
+_CAFFE_16 = (0.73429835, 0.093403675, 0.06775674, 0.8862966), 0.42947057
+CAFFE_19 = Family("Caffe VGG-19", _numbered(19, "features.{}", _PLAIN_19), mean=_CAFFE_MEAN, scale=_CAFFE_SCALE,
+                  bgr=True, marks=_first_biases(*_CAFFE_19, blue=0))
+CAFFE_16 = Family("Caffe VGG-16", _numbered(16, "features.{}", _PLAIN_16), mean=_CAFFE_MEAN, scale=_CAFFE_SCALE,
+                  bgr=True, marks=_first_biases(*_CAFFE_16, blue=0))
+CAFFE_16_RGB = Family("Caffe VGG-16 in RGB", _numbered(16, "features.{}", _PLAIN_16), mean=_CAFFE_MEAN[::-1],
+                      scale=_CAFFE_SCALE, marks=_first_biases(*_CAFFE_16, blue=2))
+FAMILIES = (NORMALISED, GATYS, TORCHVISION_19, TORCHVISION_16, CAFFE_19, CAFFE_16, CAFFE_16_RGB)
 
 
 class VGG(nn.Module):
@@ -174,22 +207,27 @@ class VGG(nn.Module):
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> Family:
-    """The family of a weight file, by keys and shapes.
+    """The family of a weight file, by keys and shapes, and by numbers of the first layer.
 
     Raises:
-        ValueError: none fits; says which is closest and what it lacks.
+        ValueError: none fits; says which is closest and what it lacks, or that it is of an unknown training.
     """
     def lacking(family: Family) -> list[str]:
         return [k for k, shape in family.shapes().items() if k not in state_dict or state_dict[k].shape != shape]
 
-    closest = min(FAMILIES, key=lambda family: len(lacking(family)))
-    if not (missing := lacking(closest)):
-        return closest
-    known = ", ".join(family.name for family in FAMILIES)
-    if len(missing) == len(closest.shapes()):
+    fewest = min(len(lacking(family)) for family in FAMILIES)
+    closest = [family for family in FAMILIES if len(lacking(family)) == fewest]
+    if fewest == 0:
+        if found := next((family for family in closest if family.is_marked(state_dict)), None):
+            return found
+        trainings = ", ".join(family.name for family in closest)
+        raise ValueError(f"The file has the layers of {trainings}, but other numbers in them: it is of another "
+                         "training, and which colours and scale it takes is not known. Choose one of these files.")
+    known, missing = ", ".join(family.name for family in FAMILIES), lacking(closest[0])
+    if fewest == len(closest[0].shapes()):
         raise ValueError("The file is not a VGG network (it starts with "
                          f"{', '.join(list(state_dict)[:3]) or 'nothing'}). Expected one of: {known}.")
-    raise ValueError(f"The file looks like {closest.name}, but {len(missing)} tensors are missing or have another "
+    raise ValueError(f"The file looks like {closest[0].name}, but {fewest} tensors are missing or have another "
                      f"shape: {', '.join(missing[:4])}. Expected one of: {known}, without batch normalisation.")
 
 

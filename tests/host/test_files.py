@@ -1,11 +1,16 @@
 """Files and names beside ComfyUI's own reader of embeddings."""
+from pathlib import Path
+
 import folder_paths
 import pytest
 import torch
 from comfy.sd1_clip import load_embed
 from inst_pack.inst_core import host, saving
 from inst_pack.inst_core.style import Style, load_style, save_style
-from inst_pack.nodes.style import InSTSaveStyle
+from inst_pack.nodes.compare import InSTMetrics
+from inst_pack.nodes.style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle
+from inst_pack.nodes.styleshot import InSTLoadStyleShot
+from inst_pack.nodes.transfer import InSTGatysStyleTransfer, InSTLoadStyleTransferModel
 from safetensors.torch import save_file
 
 
@@ -94,3 +99,50 @@ def test_styles_in_folders_are_listed_and_read(small):
     name, = host.style_files()
     assert name.replace("\\", "/") == "painters/monet_00001.safetensors"
     assert load_style(host.style_path(name)).tokens == 1
+
+
+def weight_file(name, value):
+    path = Path(folder_paths.models_dir, host.TRANSFER_FOLDER, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"x": torch.full((3,), value)}, path)
+    return path
+
+
+@pytest.mark.parametrize("node, inputs", [
+    (InSTLoadStyleTransferModel, {"file_1": "other.pth", "file_3": "a.pth"}),
+    (InSTGatysStyleTransfer, {"vgg_name": "a.pth", "steps": 5, "size": 64}),
+    (InSTLoadStyleShot, {"encoder": "other.pth", "adapter": "a.pth"}),
+    (InSTLoadStyleShot, {"encoder": "other.pth", "adapter": "other.pth", "controlnet": "a.pth"}),
+    (InSTMetrics, {"csd": "a.pth", "size": 64}), (InSTMetrics, {"vgg19": "a.pth"}),
+    (InSTMetrics, {"art_inception": "a.pth", "vgg19": None}),
+], ids=lambda value: value.__name__ if isinstance(value, type) else "")
+def test_a_file_that_is_replaced_under_its_name_is_read_again(node, inputs):
+    """By the host's cache, which asks ``fingerprint_inputs`` with the widgets' values; None where one is linked."""
+    weight_file("other.pth", 0.0)
+    weight_file("a.pth", 1.0)
+    before = node.fingerprint_inputs(**inputs)
+    assert node.fingerprint_inputs(**inputs) == before
+    weight_file("a.pth", 2.0)
+    assert node.fingerprint_inputs(**inputs) != before
+
+
+def test_an_embeddings_pt_that_is_trained_again_is_imported_again(ldm):
+    """Report of a training that writes the same name again."""
+    path = host.style_folders()[0] / "embeddings.pt"
+    path.parent.mkdir(parents=True)
+    inputs = {"embeddings_name": "embeddings.pt", "encoder": "released", "seed": 0}
+    known = []
+    for _ in range(2):
+        with torch.inference_mode(False):
+            torch.save({"string_to_token": {}, "attention": ldm()}, path)
+        known.append(InSTImportEmbeddings.fingerprint_inputs(**inputs))
+    assert known[0] != known[1] == InSTImportEmbeddings.fingerprint_inputs(**inputs)
+    assert "not in the folder 'embeddings'" in InSTImportEmbeddings.validate_inputs("gone.pt")
+
+
+def test_a_style_that_is_replaced_is_read_again():
+    path = host.style_folders()[0] / "a.safetensors"
+    save_style(Style({"clip_l": rows(1)}), path)
+    before = InSTLoadStyle.fingerprint_inputs(path.name)
+    save_style(Style({"clip_l": rows(1, 768, 1)}), path)
+    assert InSTLoadStyle.fingerprint_inputs(path.name) != before

@@ -22,6 +22,7 @@ from inst_pack.inst_core import host
 from inst_pack.inst_core.host import styleshot as on_host
 from inst_pack.inst_core.methods import styleshot as methods
 from inst_pack.inst_core.methods.styleshot import LEVELS, KeyValue
+from inst_pack.inst_core.state_dicts import read_weights
 from inst_pack.nodes import styleshot as nodes
 from inst_pack.nodes.inversion import InSTSample
 from inst_pack.nodes.styleshot import InSTApplyStyleShot, InSTLoadStyleShot
@@ -50,7 +51,7 @@ def made(tmp_path_factory):
 def networks(made):
     """The STYLESHOT socket; its networks are made once for all tests."""
     with torch.inference_mode():
-        return host.StyleShot({path.name: host.open_weights(str(path)) for path in made.iterdir()})
+        return host.StyleShot({path.name: read_weights(path, mapped=True) for path in made.iterdir()})
 
 
 @pytest.fixture()
@@ -179,10 +180,10 @@ def test_tensors_stay_in_the_files(write, made):
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
     weights = load_file(made / ADAPTER)
-    path = host.model_path(host.TRANSFER_FOLDER, write("ip.bin", weights))
+    path = Path(host.model_path(host.TRANSFER_FOLDER, write("ip.bin", weights)))
     before = resident()
-    opened = host.open_weights(path)
-    release = host.StyleShot({ADAPTER: opened, ENCODER: host.open_weights(str(made / ENCODER))})
+    opened = read_weights(path, mapped=True)
+    release = host.StyleShot({ADAPTER: opened, ENCODER: read_weights(made / ENCODER, mapped=True)})
     assert resident() - before < 2**23 < sum(tensor.nbytes for tensor in opened.values())
     assert release.widths and opened.keys() == weights.keys()
     assert all(torch.equal(opened[key], tensor) for key, tensor in weights.items())
@@ -196,10 +197,10 @@ def test_swapped_files_load_and_others_are_refused(write, made, folders):
         InSTLoadStyleShot.execute(ENCODER, ENCODER)
     with pytest.raises(ValueError, match=r"other\.pt is not a file of StyleShot"):
         InSTLoadStyleShot.execute(ENCODER, write("other.pt", {"x": torch.zeros(1)}))
-    with pytest.raises(ValueError, match=r"nested\.pt does not hold a plain table"):
+    with pytest.raises(ValueError, match=r"nested\.pt is not opened: it does not hold a plain"):
         InSTLoadStyleShot.execute(ENCODER, write("nested.pt", {"ip": {"x": torch.zeros(1)}, "more": torch.zeros(1)}))
     Path(folders, "models/style_transfer/broken.bin").write_bytes(b"not a weight file")
-    with pytest.raises(ValueError, match=r"broken\.bin cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.bin is not opened: it is neither"):
         InSTLoadStyleShot.execute(ENCODER, "broken.bin")
     assert "gone.bin" in InSTLoadStyleShot.validate_inputs(ENCODER, "gone.bin")
 

@@ -147,7 +147,7 @@ def test_unreadable_files_are_refused(folders):
     path = folders / "models" / "style_transfer" / "broken.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"not a weight file")
-    with pytest.raises(ValueError, match=r"broken\.pth cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.pth is not opened: it is neither"):
         InSTLoadStyleTransferModel.execute("broken.pth")
 
 

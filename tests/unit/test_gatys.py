@@ -230,12 +230,12 @@ def test_networks_on_another_scale_get_a_comparable_loss(net, data):
     for name, prefix in vgg.TORCHVISION_19.keys.items():
         for kind in ("weight", "bias"):
             weights[f"{prefix}.{kind}"] = net.convolutions[name].state_dict()[kind]
-    other = vgg.load(weights)
+    other = vgg.VGG(vgg.TORCHVISION_19, weights)
     for parameter in other.convolutions["conv1_1"].parameters():
         parameter.data = parameter.data / 10
     content, style = pair(data, "sq64")
     units = []
-    for network in (vgg.load(weights), other):
+    for network in (vgg.VGG(vgg.TORCHVISION_19, weights), other):
         terms = Objective(network, content, style, Settings()).terms(
             Objective(network, content, style, Settings()).levels(content))
         units.append(torch.stack(list(terms.values())))

@@ -312,8 +312,11 @@ def test_wrong_weight_files_are_named(weights, damage, message):
 def test_dataparallel_prefixes_are_accepted_and_another_vgg_is_not(weights):
     prefixed = {f"module.{k}": v for k, v in weights.items()}
     assert metrics.load_networks(prefixed).vgg19 is None
+    other = random_weights(vgg.TORCHVISION_16.shapes())
+    for key, index, value in vgg.TORCHVISION_16.marks:
+        other[key][index] = value
     with pytest.raises(ValueError, match="CFSD is defined with torchvision VGG-19; the file is torchvision VGG-16"):
-        metrics.load_networks(weights, vgg19=random_weights(vgg.TORCHVISION_16.shapes()))
+        metrics.load_networks(weights, vgg19=other)
 
 
 def test_tables_for_people_and_programs(networks):

@@ -59,6 +59,16 @@ def test_saving_leaves_nothing_but_the_file_and_a_failure_leaves_nothing(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_what_a_death_left_behind_is_cleared_a_day_later(tmp_path):
+    old, new, other = tmp_path / ".1.partial", tmp_path / ".2.partial", tmp_path / "3.partial"
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    save_style(style(), tmp_path / "a.safetensors")
+    assert {p.name for p in tmp_path.iterdir()} == {".2.partial", "3.partial", "a.safetensors"}
+
+
 def overwritten(path):
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)

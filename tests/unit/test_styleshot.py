@@ -193,6 +193,46 @@ def test_wrong_sets_of_files_are_refused(small, change, message):
         styleshot.read_release(change(small))
 
 
+def split(weights, *starts):
+    return {k: v for k, v in weights.items() if k.startswith(starts)}
+
+
+PROJECTIONS = "style_image_proj_modules."
+
+
+@pytest.mark.parametrize("first, second", [
+    ((PROJECTIONS, "adapter_modules."), (PROJECTIONS, "controlnet.")),  # stages 1 and 2 of StyleShot's own training
+    ((PROJECTIONS, "adapter_modules."), ("controlnet.",)),
+    (("adapter_modules.",), (PROJECTIONS, "controlnet.")),
+    ((PROJECTIONS, "adapter_modules."), ("module.controlnet.",)),
+])
+def test_adapter_and_controlnet_may_lie_in_two_files(small, first, second):
+    whole = small["ip.bin"] | {"controlnet.conv_in.weight": torch.ones(1)}
+    known = styleshot.read_release(small | {"ip.bin": whole})
+    prefixed = whole | {f"module.{k}": v for k, v in whole.items() if k.startswith("controlnet.")}
+    later = {k: v + 1 if k.startswith(PROJECTIONS) and PROJECTIONS in first else v
+             for k, v in split(prefixed, *second).items()}
+    for files in ({"a.bin": split(whole, *first), "b.bin": later}, {"b.bin": later, "a.bin": split(whole, *first)}):
+        release = styleshot.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
+        assert release.adapter.keys() == known.adapter.keys() and release.controlnet.keys() == {"conv_in.weight"}
+        assert all(torch.equal(release.adapter[k], v) for k, v in known.adapter.items())
+
+
+@pytest.mark.parametrize("parts, message", [
+    ([(PROJECTIONS, "controlnet.")], r"a\.bin holds no adapter_modules\. StyleShot's training leaves them in the file "
+                                     r"of its first stage .*choose both"),
+    ([("controlnet.",)], r"a\.bin holds no adapter_modules"),
+    ([(PROJECTIONS, "controlnet."), (PROJECTIONS, "controlnet.")], r"a\.bin and b\.bin are the same part"),
+    ([(PROJECTIONS, "adapter_modules."), (PROJECTIONS,)], r"a\.bin and b\.bin are the same part"),
+    ([("adapter_modules.",), ("controlnet.",)], r"a\.bin and b\.bin looks like ip\.bin .*style_image_proj_modules"),
+])
+def test_parts_that_lack_one_say_where_it_is(small, parts, message):
+    whole = small["ip.bin"] | {"controlnet.conv_in.weight": torch.ones(1)}
+    files = {name: split(whole, *starts) for name, starts in zip(("a.bin", "b.bin"), parts, strict=False)}
+    with pytest.raises(ValueError, match=message):
+        styleshot.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
+
+
 def test_networks_are_made_around_the_files_tensors(small):
     half = {name: {k: v.half() for k, v in weights.items()} for name, weights in small.items()}
     release = styleshot.read_release(half)

@@ -16,6 +16,13 @@ def random_weights(family: vgg.Family, seed: int = 0) -> dict[str, Tensor]:
         scale = (2 / (inputs * side * side)) ** 0.5
         weights[f"{prefix}.weight"] = torch.randn(outputs, inputs, side, side, generator=generator) * scale
         weights[f"{prefix}.bias"] = torch.randn(outputs, generator=generator) * 0.01
+    return marked(family, weights)
+
+
+def marked(family: vgg.Family, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the numbers by which the training is told from others."""
+    for key, index, value in family.marks:
+        weights[key][index] = value
     return weights
 
 
@@ -65,9 +72,57 @@ def test_normalise_can_be_undone(family):
 
 @pytest.mark.parametrize("family", vgg.FAMILIES, ids=lambda family: family.name)
 def test_each_family_is_recognised_under_any_name_and_prefix(family):
-    meta = {k: torch.empty(shape, device="meta") for k, shape in family.shapes().items()}
-    assert vgg.recognise(dict(reversed(meta.items()))) is family
-    assert vgg.load({f"module.{k}": torch.zeros(v.shape) for k, v in meta.items()}).family is family
+    blank = marked(family, {k: torch.zeros(shape) for k, shape in family.shapes().items()})
+    assert vgg.recognise(dict(reversed(blank.items()))) is family
+    assert vgg.load({f"module.{k}": v for k, v in blank.items()}).family is family
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        assert vgg.recognise({k: v.to(kind) for k, v in blank.items()}) is family
+
+
+# The first numbers of real files: torchvision's of the file itself, the others as printed by those who have them.
+CAFFE_BIASES = [0.73429835, 0.093403675, 0.06775674, 0.8862966]
+REAL = [
+    (vgg.TORCHVISION_16, [[[-0.5537, 0.1427, 0.5290]]], [0.4034, 0.3778, 0.4644, -0.3228]),
+    (vgg.TORCHVISION_19, [[[-5.3474e-02, -4.9257e-02, -6.7942e-02]]], []),
+    (vgg.CAFFE_16, [[[0.42947057]], [[0.55037946]], [[0.48001540]]], CAFFE_BIASES),
+    (vgg.CAFFE_16_RGB, [[[0.48001540]], [[0.55037946]], [[0.42947057]]], CAFFE_BIASES),
+    (vgg.CAFFE_19, [[[0.341195]], [[0.464184]]], [0.7301776, 0.06493629, 0.03428847, 0.8260386]),
+]
+
+
+@pytest.mark.parametrize("family, kernel, biases", REAL, ids=lambda value: getattr(value, "name", ""))
+def test_trainings_with_the_same_keys_are_told_apart_by_their_numbers(family, kernel, biases):
+    weights = {k: torch.zeros(shape) for k, shape in family.shapes().items()}
+    kernel, biases = torch.tensor(kernel), torch.tensor(biases)
+    weights["features.0.weight"][0, :len(kernel), :1, :kernel.shape[-1]] = kernel
+    weights["features.0.bias"][:len(biases)] = biases
+    assert vgg.recognise(weights) is family
+
+
+@pytest.mark.parametrize("depth", [16, 19])
+def test_a_training_of_unknown_scale_is_refused(depth):
+    family = vgg.TORCHVISION_16 if depth == 16 else vgg.TORCHVISION_19
+    known = random_weights(family)
+    with pytest.raises(ValueError, match=rf"layers of torchvision VGG-{depth}, Caffe VGG-{depth}.*another training"):
+        vgg.load({**known, "features.0.weight": known["features.0.weight"] / 255})  # rescaled to 0..255
+    with pytest.raises(ValueError, match="another training"):
+        vgg.load({**known, "features.0.weight": known["features.0.weight"].flip(1)})  # made for BGR
+    with pytest.raises(ValueError, match="another training"):
+        vgg.load({k: torch.zeros_like(v) for k, v in known.items()})
+
+
+def test_caffes_networks_see_what_caffe_showed_them():
+    """The same colours for BGR and RGB: 0..255 less the mean of ImageNet; a network and its mirror agree."""
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    bgr = vgg.load(random_weights(vgg.CAFFE_16))
+    expected = picture.flip(1) * 255 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
+    torch.testing.assert_close(bgr.normalise(picture), expected, atol=1e-3, rtol=0)
+    weights = random_weights(vgg.CAFFE_16)
+    weights["features.0.weight"] = weights["features.0.weight"].flip(1)
+    rgb = vgg.load(weights)
+    assert rgb.family is vgg.CAFFE_16_RGB
+    found = [net(net.normalise(picture), ["relu2_1"])["relu2_1"] for net in (bgr, rgb)]
+    torch.testing.assert_close(*found, atol=1e-2, rtol=1e-4)
 
 
 def test_files_may_end_after_conv5_1():
