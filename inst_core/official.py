@@ -61,9 +61,10 @@ def _read(path: Path) -> Any:
     """What was saved, with dictionaries in place of modules."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise pickles.Refused(f"it has {size / 2**20:.0f} MB; an embeddings.pt has about 15.")
+        raise pickles.Refused(f"it has {size / 2**20:.0f} MB; an embeddings.pt has about 15. Choose the embeddings.pt of an "
+                              "InST training.")
     if not zipfile.is_zipfile(path):
-        raise pickles.Refused(f"it is not in torch's zip format, as the file that InST's training writes. "
+        raise pickles.Refused(f"it is not in torch's zip format; expected the file that InST's training writes. "
                               f"{USE_IN_PROMPT}")
     others = sorted(pickles.names_in(path) - pickles.TENSORS - _STAND_INS.keys())
     if others:
@@ -109,6 +110,7 @@ def _check_weights(weights: dict[str, Any]) -> None:
             found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise pickles.Refused(f"{key} is {found}; expected floating point {shape}. The file is damaged.")
         if not pickles.is_whole(value):
-            raise pickles.Refused(f"{key} takes more numbers than are stored for it. The file is damaged.")
+            raise pickles.Refused(f"{key} takes more numbers than are stored for it. The file is damaged: "
+                                  "copy it again.")
         if not torch.isfinite(value).all():
-            raise pickles.Refused(f"{key} has values that are not finite; train it again.")
+            raise pickles.Refused(f"{key} has values that are not finite. Train it again.")

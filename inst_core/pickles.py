@@ -62,7 +62,7 @@ def names_in(path: Path) -> set[str]:
     with zipfile.ZipFile(path) as archive:
         pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise Refused("it is a zip file, but not one that torch.save wrote.")
+            raise Refused("it is a zip file, but not one that torch.save wrote. Choose a weight file.")
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size + OVERHEAD:
             raise Refused("its contents unpack to more than the file holds. Download it again.")
         return _names(archive.read(pickles[0]))

@@ -128,13 +128,14 @@ def spoiled_file(folder: Path, seconds: float = 5.0) -> Result:
     kept = []
     while process.is_alive():
         try:
-            kept = [*kept[-20:], load_style(path)]
+            style = load_style(path)
+            kept = [*kept[-20:], (style.vectors["clip_l"], style.vectors["clip_l"].clone())]
             read += 1
         except ValueError as error:
             refused += 1
             if path.name not in str(error):
                 wrong.append(f"a refusal does not name the file: {error}")
-        if not all(torch.equal(one.vectors["clip_l"], _style(1.0).vectors["clip_l"]) for one in kept):
+        if not all(torch.equal(now, then) for now, then in kept):
             wrong.append("a loaded style changed with its file")
     process.join()
     return Result("file cut and written over", read + refused, wrong, f"{read} read, {refused} refused")

@@ -24,11 +24,13 @@ def check_learnable(model, clip=None, vae=None) -> None:
     """Raises ValueError, in one sentence, unless a style can be learned on this MODEL with this CLIP and VAE."""
     name = family_of(model)
     if name in NOT_LEARNABLE:
-        raise ValueError(f"{LEARN} cannot learn on the connected model ({name}): {NOT_LEARNABLE[name]}.")
+        raise ValueError(f"{LEARN} cannot learn on the connected model ({name}): {NOT_LEARNABLE[name]}. "
+                         "Choose another model.")
     check_still_image(model, LEARN)
     if not rows_of(name):
         known = ", ".join(family.label for family in FAMILIES)
-        raise ValueError(f"{LEARN} does not support the connected model family ({name}). Supported: {known}.")
+        raise ValueError(f"{LEARN} does not support the connected model family ({name}). Choose one of "
+                         f"these: {known}.")
     check_parts(model, LEARN, clip=clip, vae=vae)
 
 

@@ -64,7 +64,8 @@ def text_parts(clip) -> dict[str, TextPart]:
             parts[tokenizer.embedding_key] = TextPart(attribute, tokenizer, encoder)
     if not parts:
         raise ValueError(f"The connected CLIP ({type(model).__name__}) has no text encoder that reads tokens in a way "
-                         "known here, so a style cannot be put into its prompts.")
+                         "known here, so a style cannot be put into its prompts. Load the text encoder of one of "
+                         "the model families in the README.")
     return parts
 
 

@@ -484,7 +484,7 @@ def test_an_unknown_family_is_refused_by_name_for_learning_only(small):
     kept = stranger.model.model_config
     stranger.model.model_config = type("Stranger", (), {})()
     try:
-        with pytest.raises(ValueError, match=r"family \(Stranger\). Supported: SD 1.x, .*Flux.1 schnell"):
+        with pytest.raises(ValueError, match=r"family \(Stranger\). Choose one of these: SD 1.x, .*Flux.1 schnell"):
             host.check_learnable(stranger)
         host.check_invertible(stranger)
     finally:
