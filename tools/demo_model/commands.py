@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".dev" / "demo_model"
-WEIGHTS = ROOT / ".dev" / "home" / "models" / "style_transfer" / "lpips-alex.safetensors"
+MODELS = ROOT / ".dev" / "home" / "models"
+WEIGHTS = MODELS / "style_transfer" / "lpips-alex.safetensors"
 
 
 def _pictures(options: argparse.Namespace) -> None:
@@ -71,6 +72,12 @@ def _export(options: argparse.Namespace) -> None:
     target = options.output or SHIPPED
     ship(target, *(parts[name][0] for name in parts), recipe)
     print(f"[export] {target}: {target.stat().st_size / 1e6:.1f} MB, {json.dumps(recipe)}")
+
+
+def _quality(options: argparse.Namespace) -> None:
+    from . import quality
+
+    quality.run(options)
 
 
 def _join(options: argparse.Namespace) -> None:
@@ -154,6 +161,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     stage.add_argument("target", type=Path)
     stage.set_defaults(run=_join)
 
+    stage = stages.add_parser("quality", help="measure the model through the real nodes; writes docs/quality.md")
+    stage.add_argument("--contents", type=Path, required=True, metavar="FOLDER", help="photographs")
+    stage.add_argument("--styles", type=Path, required=True, metavar="FOLDER", help="paintings")
+    stage.add_argument("--checkpoint", type=Path, default=MODELS / "checkpoints" / "inst-demo.safetensors",
+                       help="default: the one that tools/dev.py put together")
+    stage.add_argument("--clip-vision", type=Path, metavar="FILE", help="for the encoders attention and paper")
+    stage.add_argument("--models", type=Path, default=WEIGHTS.parent, help="folder with the weights of AlexNet and VGG")
+    stage.add_argument("--output", type=Path, default=ROOT / "docs" / "quality.md")
+    stage.add_argument("--sheet", type=Path, default=ROOT / ".dev" / "quality" / "sheet.jpg",
+                       help="contact sheet (default .dev/quality/sheet.jpg); beside --output, the page shows it")
+    stage.add_argument("--work", type=Path, default=ROOT / ".dev" / "quality", help="where every result is kept")
+    stage.add_argument("--only", nargs="+", metavar="NAME", help="beside the trivial results and InST")
+    stage.add_argument("--quick", action="store_true", help="two photographs and two paintings, for a try")
+    stage.add_argument("--device", default="", help="such as cpu or cuda (default: a GPU where there is one)")
+    stage.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
+    stage.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
+    stage.set_defaults(run=_quality)
+
     options = parser.parse_args(arguments)
     return options
 
@@ -165,7 +190,7 @@ def _choose_device(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     if hasattr(options, "device"):
         options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        options.bfloat16 = options.bfloat16 or options.device.type == "cuda"
+        options.bfloat16 = getattr(options, "bfloat16", False) or options.device.type == "cuda"
 
 
 def main(arguments: list[str] | None = None) -> int:
