@@ -237,10 +237,10 @@ def before(arguments: argparse.Namespace, chosen_plan: Plan) -> str:
     """What is going to happen, in plain words."""
     job = f"learns the style of {arguments.style.name} and repaints {arguments.content.name} in it"
     at = f"at {chosen_plan.side} px"
-    if chosen_plan.checkpoint == DEMO_CHECKPOINT:
+    if arguments.checkpoint is None and chosen_plan.checkpoint == DEMO_CHECKPOINT:
         return (f"The demo model {job}, {at}.\nIt is small enough for this repository and has seen neither picture "
                 "before: palette and brushwork are what it can do. --checkpoint takes a real SD 1.x model.")
-    if chosen_plan.checkpoint == UNTRAINED_CHECKPOINT:
+    if arguments.checkpoint is None:
         return ("The demo model is not there, so a small UNTRAINED checkpoint runs: its picture only proves that "
                 "everything is wired up.\nGive --checkpoint (and --clip-vision) for style transfer by InST.")
     without = "" if chosen_plan.vision else "\nWithout --clip-vision the encoder is 'direct' instead of 'paper'."
