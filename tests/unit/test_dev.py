@@ -214,3 +214,20 @@ def test_the_browser_option_is_not_given_to_pytest(monkeypatch):
     dev.test(["-k", "x"])
     dev.test(["-k", "x", "--browser"])
     assert asked == ["-k", "x", "chromium", "-k", "x"]
+
+
+def test_without_a_whole_demo_model_the_demo_runs_the_untrained_one_and_says_so(tmp_path, monkeypatch, capsys):
+    laboratory = tmp_path / "tools" / "demo_model"
+    laboratory.mkdir(parents=True)
+    for name in ("checkpoint", "text", "widen"):
+        (laboratory / f"{name}.py").touch()
+    (laboratory / "__main__.py").write_text("print('the file is cut'); raise SystemExit(1)")
+    old = tmp_path / "models" / "checkpoints" / "inst-demo.safetensors"
+    old.parent.mkdir(parents=True)
+    old.touch()  # of another version: it must not run in place of the one that is broken
+    monkeypatch.setattr(dev, "TOOLS", tmp_path / "tools")
+    for _ in range(2):  # tried again at the next call
+        dev.demo_model(tmp_path / "models", Path(sys.executable))
+        said = capsys.readouterr().out
+        assert "the file is cut" in said and "small untrained checkpoint" in said
+        assert not old.exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import painterly  # noqa: E402
+from demo_model import painterly  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
-"""What the demo model is trained on, in one file that travels to a machine without a network.
+"""The photographs that the demo model is trained on, in one file.
 
-``pack`` takes the stills, and a few frames of each animation, from the media packages that ComfyUI's workflow
-templates are shown with (MIT), cuts squares out of them, and puts them beside the weights that training looks through:
-AlexNet with the LPIPS heads, and VGG-16 as far as relu4_1.  Extra folders of pictures can be named.
+They are the stills, and a few frames of each animation, of the media packages that ComfyUI's workflow templates are
+shown with (MIT), cut into squares.  Extra folders of pictures can be named.
 
 Left out: the two pictures of ``tools/demo.py`` with all that shows the same thing, near duplicates, and blank ones.
 The last ``HELD_OUT`` pictures are for judging and are never trained on; frames of one animation stay on one side.
 """
+import argparse
 import io
 import json
 import random
@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_model import PROOF, proof, save_whole, text_encoder
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
+
+from .files import read_tensors, save_tensors
+from .sheets import save_sheet
+from .training import say
 
 PACKAGES = re.compile(r"comfyui[-_]workflow[-_]templates[-_]media[-_].*")
 SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 SIDE = 304  # px; crops of 256 are taken from it
 QUALITY = 80
-MOST_BYTES = 27 * 2**20  # of pictures: what a lent machine takes is bounded (docs/demo_model.md)
 FRAMES = (0.1, 0.5, 0.9)  # of an animation
 ALIKE = 6  # bits of 64 in which two pictures' difference hashes may differ to count as one
 WIDE = 1.35  # pictures at least this wide or tall give two squares
@@ -36,24 +36,19 @@ CLOSER = 2.2  # squares at least this many times SIDE give two more, of half the
 BLANK = 0.07  # standard deviation of luminance below which a picture shows nothing
 HELD_OUT = 48
 SEED = 5
-VGG_KEPT = (0, 2, 5, 7, 10, 12, 14, 17)  # torchvision's indices of conv1_1 ... conv4_1
+NAME = "pictures.safetensors"
+SHEET = 8  # pictures in a row and in a column
 
 
 @dataclass(frozen=True)
-class Pack:
+class Pictures:
     """
     Attributes:
-        training, held_out: pictures (n, 3, SIDE, SIDE), bytes.
-        alexnet: AlexNet's convolutions and the LPIPS heads, as in lpips-alex.safetensors.
-        vgg: VGG-16 up to conv4_1.
-        proof: of the text encoder, as the machine that packed draws it.
+        training, held_out: (n, 3, SIDE, SIDE), bytes.
     """
 
     training: Tensor
     held_out: Tensor
-    alexnet: dict[str, Tensor]
-    vgg: dict[str, Tensor]
-    proof: Tensor
 
 
 def packaged() -> list[Path]:
@@ -127,73 +122,57 @@ def collect(paths: Iterable[Path], excluded: Iterable[Path]) -> Iterator[tuple[P
                 yield path, stream.getvalue()
 
 
-def arranged(found: list[tuple[Path, bytes]], most_bytes: int, held_out: int) -> list[tuple[Path, bytes]]:
-    """Shuffled by subject, cut to size, the held-out ones last."""
+def arranged(found: list[tuple[Path, bytes]], held_out: int) -> list[tuple[Path, bytes]]:
+    """Shuffled by subject, the held-out ones last.
+
+    Raises:
+        ValueError: not more pictures than are to be held out.
+    """
     order = sorted({subject(path) for path, _ in found})
     random.Random(SEED).shuffle(order)
     place = {name: i for i, name in enumerate(order)}
     found = sorted(found, key=lambda item: place[subject(item[0])])  # stable: frames stay in order
-    kept, total = [], 0
-    for item in found:
-        total += len(item[1])
-        if total > most_bytes:
-            break
-        kept.append(item)
-    if len(kept) <= held_out:
-        raise ValueError(f"{len(kept)} pictures were found; more than the {held_out} held-out ones are needed. Install "
-                         "the media packages (tools/dev.py setup) or name folders of pictures.")
-    border = subject(kept[-held_out][0])  # a subject that straddles goes to the held-out side
-    training = [item for item in kept[:-held_out] if subject(item[0]) != border]
-    return training + kept[len(kept) - held_out:]
+    if len(found) <= held_out:
+        raise ValueError(f"{len(found)} pictures were found; more than the {held_out} held-out ones are needed. "
+                         "Install the media packages (tools/dev.py setup) or name folders of pictures with --more.")
+    border = subject(found[-held_out][0])  # a subject that straddles goes to the held-out side
+    training = [item for item in found[:-held_out] if subject(item[0]) != border]
+    return training + found[len(found) - held_out:]
 
 
-def pack(target: Path, weights: Path, folders: Iterable[Path] = (), most_bytes: int = MOST_BYTES,
-         held_out: int = HELD_OUT, paths: Iterable[Path] | None = None) -> dict[str, int]:
-    """Writes the file; returns how many squares came from each package or folder.
-
-    Args:
-        weights: folder with lpips-alex.safetensors and vgg16.safetensors (``packaged_weights.py``).
-        folders: of further pictures.
-        paths: instead of the packages' pictures.
-    """
-    paths = packaged() if paths is None else list(paths)
-    from demo import CONTENT, STYLE  # brings the demo's client along, which reading does not need
-
-    tested = {Path(name).name for _, name in (CONTENT, STYLE)}
-    excluded = [p for p in paths if p.name in tested]
-    found = arranged(list(collect([*paths, *of_folders(folders)], excluded)), most_bytes, held_out)
-    vgg = load_file(weights / "vgg16.safetensors")
-    tensors = {
-        "pictures": torch.frombuffer(bytearray(b"".join(data for _, data in found)), dtype=torch.uint8),
-        "lengths": torch.tensor([len(data) for _, data in found]),
-        PROOF: proof(text_encoder()),
-        **{f"alexnet.{k}": v.half() for k, v in load_file(weights / "lpips-alex.safetensors").items()},
-        **{f"vgg.features.{i}.{part}": vgg[f"features.{i}.{part}"].half()
-           for i in VGG_KEPT for part in ("weight", "bias")},
-    }
+def pack(target: Path, paths: Iterable[Path], excluded: Iterable[Path], held_out: int = HELD_OUT) -> dict[str, int]:
+    """Writes the file; returns how many squares came from each package or folder."""
+    found = arranged(list(collect(paths, excluded)), held_out)
+    tensors = {"pictures": torch.frombuffer(bytearray(b"".join(data for _, data in found)), dtype=torch.uint8),
+               "lengths": torch.tensor([len(data) for _, data in found])}
     names = [f"{collection(path)}/{path.name}" for path, _ in found]
-    save_whole(target, tensors, {"sources": json.dumps(names), "held_out": str(held_out)})
+    save_tensors(target, tensors, {"sources": json.dumps(names), "held_out": str(held_out)})
     counts: dict[str, int] = {}
     for name in names:
         counts[name.split("/")[0]] = counts.get(name.split("/")[0], 0) + 1
     return counts
 
 
-def read(path: Path, most: int | None = None) -> Pack:
-    """Opens the file; ``most`` bounds the training pictures (for a try)."""
-    with safe_open(path, "pt") as file:
-        held_out = int(file.metadata()["held_out"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no dictionary)
-    parts = tensors["pictures"].numpy().tobytes()
-    ends = tensors["lengths"].cumsum(0).tolist()
-    spans = list(zip([0, *ends[:-1]], ends, strict=True))
-    training, judging = spans[:-held_out][:most], spans[-held_out:]
+def read(folder: Path) -> Pictures:
+    """Raises ValueError where the folder has none."""
+    tensors, metadata = read_tensors(folder / NAME)
+    held_out = int(metadata["held_out"])
+    data, ends = tensors["pictures"].numpy().tobytes(), tensors["lengths"].cumsum(0).tolist()
+    pictures = [np.array(Image.open(io.BytesIO(data[start:end])).convert("RGB"))
+                for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    whole = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return Pictures(whole[:-held_out], whole[-held_out:])
 
-    def opened(spans) -> Tensor:
-        pictures = [np.array(Image.open(io.BytesIO(parts[start:end])).convert("RGB")) for start, end in spans]
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+def make(options: argparse.Namespace) -> None:
+    """The stage: packs what is installed, and the folders named."""
+    from demo import CONTENT, STYLE  # brings the demo's client along, which reading does not need
 
-    return Pack(opened(training), opened(judging), under("alexnet."), under("vgg."), tensors[PROOF])
+    tested, installed = {Path(name).name for _, name in (CONTENT, STYLE)}, packaged()
+    paths = [*installed, *of_folders(options.more)]
+    counts = pack(options.folder / NAME, paths, [p for p in installed if p.name in tested])
+    for name, count in counts.items():
+        say("pictures", f"{count} squares from {name}")
+    shown = read(options.folder).training[:SHEET**2]
+    save_sheet(options.folder / "pictures.jpg", list(shown[..., ::2, ::2].split(SHEET)))
+    say("pictures", f"to look at: {options.folder / 'pictures.jpg'}")

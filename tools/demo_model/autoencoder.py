@@ -1,0 +1,243 @@
+"""Training of the autoencoder, and later of its decoder alone.
+
+``train`` learns both halves on photographs and on the teacher's pictures, half and half.  ``train_decoder`` then goes
+on with the decoder, on what the denoiser really gives: latents that the whole method made of a photograph, which should
+look like the teacher's picture of it.  The encoder, and so every latent, stays as it is.
+"""
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import networks, pictures
+from .denoiser import AUTOENCODER, load_autoencoder, load_reader, load_unet
+from .files import read_tensors, save_tensors
+from .networks import LATENT_STEP, encoded
+from .pairs import LATENTS, PER_FILE, digest_of, encode, picture_files
+from .pairs_file import Pairs, read_pairs
+from .sampling import repainted
+from .sheets import save_sheet
+from .training import Progress, Training, say, weights_of
+
+RATE = 2e-3
+BATCH, CROP = 8, 128
+LPIPS_WEIGHT, GRAM_WEIGHT, COARSE_WEIGHT, SPREAD_WEIGHT = 0.5, 1.0, 1.0, 0.1
+JITTER = 0.05  # noise on latents, so that the decoder is smooth
+SMALLER_EVERY = 4  # steps: a latent of half the size has to decode to the picture of half the size
+JUDGE_EVERY, JUDGED, SHOWN = 500, 16, 7
+RESULTS = "results"  # latents that the whole method made, PER_FILE a file
+SAMPLER_STEPS = 10
+
+
+class Eyes:
+    """Perceptual distances through AlexNet."""
+
+    def __init__(self, weights: Path, device: torch.device):
+        from inst_core.metrics.alexnet import AlexNet
+        from inst_core.metrics.lpips import load_heads
+
+        tensors = read_tensors(weights)[0]
+        self.network = AlexNet(tensors).to(device)
+        self.heads = tuple(head.to(device) for head in load_heads(tensors))
+
+    def distances(self, made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """(LPIPS, Gram distance), means over (B, 3, H, W) in [0, 1]."""
+        from inst_core.metrics.gram import gram_distance
+        from inst_core.metrics.lpips import lpips
+
+        with torch.no_grad():
+            aim = self.network(wanted)
+        seen = self.network(made)
+        return lpips(seen, aim, self.heads).mean(), gram_distance(seen, aim).mean()
+
+
+def coarse_difference(made: Tensor, wanted: Tensor) -> Tensor:
+    """Of the mean colours of 8 x 8 pixels."""
+    return (F.avg_pool2d(made, LATENT_STEP) - F.avg_pool2d(wanted, LATENT_STEP)).abs().mean()
+
+
+def random_crops(chosen: Sequence[Tensor], side: int, generator: torch.Generator) -> Tensor:
+    """(B, 3, side, side) in [0, 1] of bytes (3, H, W), every other one mirrored on average."""
+    crops = []
+    for picture in chosen:
+        room = picture.shape[-1] - side + 1
+        top, left, mirrored = torch.randint(10**6, (3,), generator=generator).tolist()
+        crop = picture[:, top % room:top % room + side, left % room:left % room + side]
+        crops.append(crop.flip(2) if mirrored % 2 else crop)
+    return torch.stack(crops).float() / 255
+
+
+def not_for_muon(name: str, weight: nn.Parameter) -> bool:
+    """Kernels that read or write pictures and latents."""
+    return min(weight.shape[:2]) <= 4
+
+
+# ---- both halves ----
+
+def train(options: argparse.Namespace) -> None:
+    """The stage: begins anew or goes on."""
+    folder, device = options.folder, options.device
+    networks.host(device.type == "cpu", options.comfyui)
+    photographs, files = pictures.read(folder), picture_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds no pairs. Make some first, with the stage 'pairs'.")
+    eyes, model = Eyes(options.weights, device), networks.build_autoencoder().to(device)
+    run = Training("autoencoder", folder / "vae.training.pt", model, (options.rate or RATE, RATE), not_for_muon)
+    held_out = torch.cat([photographs.held_out[:JUDGED // 2, :, :256, :256],
+                          read_tensors(picture_files(folder, held_out=True)[0])[0]["target"][:JUDGED // 2]])
+
+    def keep() -> None:
+        save_tensors(folder / AUTOENCODER, run.averaged(), {"step": f"encoder {run.step}, decoder {run.step}"})
+
+    def look() -> None:
+        with weights_of(model, run.averaged()):
+            judge("autoencoder", folder / "autoencoder.png", model, held_out.to(device), eyes)
+
+    batch, progress = options.batch or BATCH, Progress("autoencoder")
+    for step in run.going(options.minutes, keep, options.finish, options.steps):
+        chosen = mixed(photographs.training, files, batch, run.generator)
+        wanted = random_crops(chosen, CROP, run.generator).to(device, memory_format=torch.channels_last)
+        latent = model["encoder"](wanted)
+        seen = latent + JITTER * torch.randn(latent.shape, generator=run.generator).to(device)
+        if step % SMALLER_EVERY == 0:
+            seen, wanted = (F.interpolate(x, scale_factor=0.5, mode="area") for x in (seen, wanted))
+        made = model["decoder"](seen)
+        difference, (lpips, _) = (made - wanted).abs().mean(), eyes.distances(made, wanted)
+        centre = latent.mean((0, 2, 3)).square().mean() + (latent.std((0, 2, 3)) - 1).square().mean()
+        run.learn(difference + LPIPS_WEIGHT * lpips + COARSE_WEIGHT * coarse_difference(made, wanted)
+                  + SPREAD_WEIGHT * centre)
+        progress.note(run.step, batch, {"L1": difference.item(), "LPIPS": lpips.item()})
+        if run.step % JUDGE_EVERY == 0:
+            look()
+    look()
+
+
+def mixed(photographs: Tensor, files: Sequence[Path], many: int, generator: torch.Generator) -> list[Tensor]:
+    """Pictures as bytes: half of the photographs, half of the teacher's."""
+    which = torch.randint(len(photographs), (many - many // 2,), generator=generator).tolist()
+    file = files[torch.randint(len(files), (), generator=generator)]
+    targets = read_tensors(file)[0]["target"]
+    painted = torch.randint(len(targets), (many // 2,), generator=generator).tolist()
+    return [*(photographs[i] for i in which), *(targets[i] for i in painted)]
+
+
+@torch.no_grad()
+def judge(stage: str, path: Path, model: nn.ModuleDict, held_out: Tensor, eyes: Eyes) -> None:
+    """Says how well held-out pictures (bytes; photographs, then the teacher's) come back, and shows some."""
+    wanted = held_out.float() / 255
+    latent = encoded(model, held_out)
+    made = torch.cat([model["decoder"](z) for z in latent.split(4)]).clamp(0, 1)
+    psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
+    photographs, painted = psnr.split([len(psnr) // 2, len(psnr) - len(psnr) // 2])
+    say(stage, f"held out: photographs {photographs.mean():.2f} dB, the teacher's {painted.mean():.2f} dB, LPIPS "
+               f"{eyes.distances(made, wanted)[0]:.3f}, spread of latents {latent.std():.2f}; to look at: {path}")
+    shown = torch.linspace(0, len(wanted) - 1, SHOWN).long()
+    save_sheet(path, [wanted[shown], made[shown]])
+
+
+# ---- the decoder alone ----
+
+def _needed(options: argparse.Namespace) -> tuple[nn.ModuleDict, list[Path]]:
+    files = picture_files(options.folder)
+    if not files:
+        raise ValueError(f"{options.folder} holds no pairs as pictures, which the decoder is to give. Make them with "
+                         "the stages pictures, styles and pairs.")
+    return load_autoencoder(options.folder), files
+
+
+@torch.no_grad()
+def make_results(options: argparse.Namespace, files: Sequence[Path], name: str) -> list[Path]:
+    """What the whole method makes of the photographs of some files, in the styles that the teacher was told.
+
+    Args:
+        name: of the encoder's latents; results are kept for this encoder and this state of the denoiser.
+    """
+    encode(options)
+    latents = options.folder / LATENTS / name
+    reader, (unet, step) = load_reader(options.folder, read_pairs(options.folder)[0]), load_unet(options.folder)
+    folder, unet, made = options.folder / RESULTS / f"{name}-{step}", unet.to(options.device).eval(), []
+    for i, path in enumerate(files):
+        target = folder / path.name
+        made.append(target)
+        if target.exists():
+            continue
+        held = read_tensors(latents / path.name)[0]
+        pairs = Pairs(held["photo"], held["target"], held["style"], held["own"])
+        photo = pairs.photo.float().to(options.device)
+        noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(i)).to(options.device)
+        contexts = reader.told(pairs.style).to(options.device), reader.empty(len(pairs)).to(options.device)
+        result = torch.cat([repainted(unet, *part, steps=SAMPLER_STEPS, invert=True, bfloat16=options.bfloat16)
+                            for part in zip(*(x.split(4) for x in (photo, noise, *contexts)), strict=True)])
+        save_tensors(target, {"result": result.half()})
+        say("decoder", f"{i + 1} of {len(files)} files of {PER_FILE} results")
+    return made
+
+
+def aligned_crops(latents: Tensor, wanted: Tensor, many: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents (many, 4, ...) and the pictures in [0, 1] of the same places, CROP pixels wide."""
+    side, chosen = CROP // LATENT_STEP, torch.randint(len(latents), (many,), generator=generator).tolist()
+    top, left = (torch.randint(latents.shape[-1] - side + 1, (many,), generator=generator).tolist() for _ in range(2))
+    places = list(zip(chosen, top, left, strict=True))
+    seen = torch.stack([latents[i, :, y:y + side, x:x + side].float() for i, y, x in places])
+    rows = [(i, slice(LATENT_STEP * y, LATENT_STEP * y + CROP), slice(LATENT_STEP * x, LATENT_STEP * x + CROP))
+            for i, y, x in places]
+    return seen, torch.stack([wanted[i, :, down, across].float() / 255 for i, down, across in rows])
+
+
+def decoder_samples(files: Sequence[Path], results: Sequence[Path], latents: Path, many: int,
+                    generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """(latents, pictures) twice: what the encoder gave of the teacher's pictures, and what the denoiser gave."""
+    which = int(torch.randint(len(files), (), generator=generator))
+    wanted = read_tensors(files[which])[0]["target"]
+    yield aligned_crops(read_tensors(latents / files[which].name)[0]["target"], wanted, many, generator)
+    which %= len(results)
+    wanted = read_tensors(files[which])[0]["target"]
+    yield aligned_crops(read_tensors(results[which])[0]["result"], wanted, many, generator)
+
+
+def train_decoder(options: argparse.Namespace) -> None:
+    """The stage: latents of the encoder have to decode exactly; the denoiser's, whose details lie elsewhere than the
+    teacher's, have to look alike (LPIPS, Gram) and have its colours (L1 of 8 x 8 means)."""
+    folder, device = options.folder, options.device
+    networks.host(device.type == "cpu", options.comfyui)
+    model, files = _needed(options)
+    name, eyes = digest_of(model["encoder"]), Eyes(options.weights, device)
+    results = make_results(options, files[:options.results], name)
+    model = model.to(device)
+    decoder = model["decoder"].requires_grad_(True)
+    run = Training("decoder", folder / f"decoder-{name}.training.pt", decoder, (options.rate or RATE / 4, RATE / 4),
+                   not_for_muon)
+    encoder, told = read_tensors(folder / AUTOENCODER)
+    encoder = {k: v for k, v in encoder.items() if k.startswith("encoder.")}
+    before = told.get("step", "").partition(",")[0]
+
+    def keep() -> None:
+        weights = encoder | {f"decoder.{k}": v for k, v in run.averaged().items()}
+        save_tensors(folder / AUTOENCODER, weights, {"step": f"{before}, decoder alone {run.step}"})
+
+    batch, progress = options.batch or BATCH, Progress("decoder")
+    for _ in run.going(options.minutes, keep, options.finish, options.steps):
+        exact, alike = decoder_samples(files, results, folder / LATENTS / name, batch // 2, run.generator)
+        (latent, wanted), (result, style) = (tuple(x.to(device) for x in pair) for pair in (exact, alike))
+        made = decoder(torch.cat([latent, result]).contiguous(memory_format=torch.channels_last))
+        same, free = made.split(len(latent))
+        difference, (lpips, _) = (same - wanted).abs().mean(), eyes.distances(same, wanted)
+        free_lpips, gram = eyes.distances(free, style)
+        run.learn(difference + LPIPS_WEIGHT * (lpips + free_lpips) + GRAM_WEIGHT * gram
+                  + COARSE_WEIGHT * (coarse_difference(same, wanted) + coarse_difference(free, style)))
+        progress.note(run.step, batch, {"L1": difference.item(), "LPIPS": lpips.item(), "LPIPS of results":
+                                        free_lpips.item(), "Gram of results": gram.item()})
+    show_results(folder / "decoder.png", model, run, results[0], files[0])
+
+
+@torch.no_grad()
+def show_results(path: Path, model: nn.ModuleDict, run: Training, results: Path, pictures_file: Path) -> None:
+    """Rows: the teacher's pictures, and what the whole method gives."""
+    wanted = read_tensors(pictures_file)[0]["target"][:SHOWN]
+    result = read_tensors(results)[0]["result"][:SHOWN].float().to(next(model.parameters()).device)
+    with weights_of(model["decoder"], run.averaged()):
+        save_sheet(path, [wanted, model["decoder"](result)])
+    say("decoder", f"step {run.step}; to look at: {path}")

@@ -1,0 +1,27 @@
+"""The numbers that suit the demo model: of the demo, and of its quality table."""
+from dataclasses import dataclass
+
+SIDE = 256  # px; the demo model was trained on pictures of this size
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a style is learned and a photograph repainted; the names of the nodes' inputs, where two would be alike with
+    the node before them."""
+
+    encoder: str = "direct"
+    tokens: int = 4
+    learning_steps: int = 30
+    batch: int = 2
+    learning_rate: float = 0.002
+    strongest: float = 1.0
+    strength: float = 0.6
+    steps: int = 15
+    cfg: float = 1.5
+    sampler: str = "ddim"
+    scheduler: str = "ddim_uniform"
+    color: str = "adain"
+    color_amount: float = 1.0
+
+
+DEMO = Settings()
