@@ -61,8 +61,8 @@ def _read(path: Path) -> Any:
     """What was saved, with dictionaries in place of modules."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise pickles.Refused(f"it has {size / 2**20:.0f} MB; an embeddings.pt has about 15. Choose the embeddings.pt of an "
-                              "InST training.")
+        raise pickles.Refused(f"it has {size / 2**20:.0f} MB; an embeddings.pt has about 15. Choose the "
+                              "embeddings.pt of an InST training.")
     if not zipfile.is_zipfile(path):
         raise pickles.Refused(f"it is not in torch's zip format; expected the file that InST's training writes. "
                               f"{USE_IN_PROMPT}")

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "inst_core").rglob("*.py"), *(ROOT / "nodes").rglob("*.py"), ROOT / "__init__.py"])
 
 # What to do, as a sentence's first word or after "or", "and", "to" and commas; or what is expected.
-VERBS = ("accept train allow check choose compare connect copy download encode expect fetch give install keep learn leave "
+VERBS = ("accept allow check choose compare connect copy download encode expect fetch give install keep learn leave "
          "load lower make press put raise reinstall remove rename restart run save scale select send set start take "
-         "try turn update use write")
+         "train try turn update use write")
 DOES = re.compile(rf"(?:^|[.:;,]\s+|\b(?:or|and|to|then|otherwise)\s+)(?:{'|'.join(VERBS.split())})\b"
                   r"|\bexpected\b|\bneeds?\b|\bmust\b|\bat (?:least|most)\b|\btakes?\b", re.IGNORECASE)
 SOCKETS = re.compile(r"\b(image|latent|model|clip|vae|style|content|result|noise|sigma|name|prompt|text|strength|step|"
