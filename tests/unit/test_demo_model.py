@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,32 @@ def test_what_is_painted_and_in_which_words():
                                                                          pairs.target[[0, 1, 3]].float())
     target, style = denoiser.told(pairs, kind, yes)
     assert torch.equal(target[0], pairs.photo[0].float()) and torch.equal(style[0], pairs.own[0, 1])
+
+
+class Listening(nn.Module):
+    """Predicts a number from the words alone: 10, the more they point along ``axis``."""
+
+    def __init__(self):
+        super().__init__()
+        self.axis = nn.Parameter(nn.functional.normalize(random(768, seed=7), dim=0))
+
+    def forward(self, x, timestep, context):
+        return torch.zeros_like(x) + (context @ self.axis - 10).mean(1).view(-1, 1, 1, 1)
+
+
+def test_words_are_found_downhill_and_mixed_with_told_ones():
+    reader = SimpleNamespace(space=prompts.StyleSpace, prompts=SimpleNamespace(star=0),
+                             of_rows=lambda rows, words: words)
+    unet, neutral, generator = Listening(), prompts.StyleSpace.neutral_word(), torch.Generator().manual_seed(0)
+    found = denoiser.find_words(unet, reader, generator, False, random(5, 4, 32, 32))
+    apart = found - neutral
+    assert nn.functional.cosine_similarity(apart, unet.axis, -1).min() > 0.99 and unet.axis.grad is None
+    reach = apart.norm(dim=-1) / neutral.norm()
+    assert ((denoiser.FOUND_REACH[0] <= reach) & (reach <= denoiser.FOUND_REACH[1])).all() and reach.std() > 0.05
+
+    mixed = denoiser.mix(torch.zeros(2000, 768), torch.ones(2000, prompts.TOKENS, 768), generator)[:, 0, 0]
+    assert (mixed == 1).float().mean() == pytest.approx(denoiser.FOUND, abs=0.05)
+    assert ((mixed > 0) & (mixed < 1)).float().mean() == pytest.approx(denoiser.BOTH, abs=0.05)
 
 
 def test_crops_of_a_pair_show_the_same_place():

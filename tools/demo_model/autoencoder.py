@@ -1,8 +1,8 @@
 """Training of the autoencoder, and later of its decoder alone.
 
 ``train`` learns both halves on photographs and on the teacher's pictures, half and half.  ``train_decoder`` then goes
-on with the decoder, on what the denoiser really gives: latents that the whole method made of a photograph, which should
-look like the teacher's picture of it.  The encoder, and so every latent, stays as it is.
+on with the decoder, on what the denoiser really gives: latents that it made of a photograph, which should look
+like the teacher's picture of it.  The encoder, and so every latent, stays as it is.
 """
 import argparse
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from . import networks, pictures
 from .denoiser import AUTOENCODER, load_autoencoder, load_reader, load_unet
 from .files import read_tensors, save_tensors
-from .networks import LATENT_STEP, encoded
+from .networks import LATENT_STEP, encoded, noise_levels, predicted_noise
 from .pairs import LATENTS, PER_FILE, digest_of, encode, picture_files
 from .pairs_file import Pairs, read_pairs
-from .sampling import repainted
 from .sheets import save_sheet
 from .training import Progress, Training, say, weights_of
 
@@ -28,8 +27,8 @@ LPIPS_WEIGHT, GRAM_WEIGHT, COARSE_WEIGHT, SPREAD_WEIGHT = 0.5, 1.0, 1.0, 0.1
 JITTER = 0.05  # noise on latents, so that the decoder is smooth
 SMALLER_EVERY = 4  # steps: a latent of half the size has to decode to the picture of half the size
 JUDGE_EVERY, JUDGED, SHOWN = 500, 16, 7
-RESULTS = "results"  # latents that the whole method made, PER_FILE a file
-SAMPLER_STEPS = 10
+RESULTS = "results"  # latents that the denoiser made, PER_FILE a file
+ESTIMATE_STARTS, ESTIMATE_REACH, LAST_TIMESTEP = (400, 750), 0.7, 30  # where the denoiser is asked for them
 
 
 class Eyes:
@@ -148,9 +147,24 @@ def _needed(options: argparse.Namespace) -> tuple[nn.ModuleDict, list[Path]]:
     return load_autoencoder(options.folder), files
 
 
+def estimate(unet: nn.Module, pairs: Pairs, styled: Tensor, generator: torch.Generator, bfloat16: bool) -> Tensor:
+    """What the denoiser takes for the finished pictures, (B, 4, h, w), asked once at a random level of img2img's own
+    trajectory: it blurs and errs as sampling does, for a twentieth of the cost."""
+    device, photo, target = next(unet.parameters()).device, pairs.photo.float(), pairs.target.float()
+    u, v = torch.rand(2, len(photo), generator=generator)
+    least, most = ESTIMATE_STARTS
+    start = (least + (most - least) * u).long()
+    timestep = (LAST_TIMESTEP + ESTIMATE_REACH * (start - LAST_TIMESTEP) * v**1.5).long()  # mostly near the end
+    sigmas = noise_levels()
+    noise = torch.randn(photo.shape, generator=generator) + (photo - target) / sigmas[start].view(-1, 1, 1, 1)
+    sigma = sigmas[timestep].view(-1, 1, 1, 1).to(device)
+    x = target.to(device) + sigma * noise.to(device)
+    return x - sigma * predicted_noise(unet, x, timestep.to(device), styled.to(device), bfloat16)
+
+
 @torch.no_grad()
 def make_results(options: argparse.Namespace, files: Sequence[Path], name: str) -> list[Path]:
-    """What the whole method makes of the photographs of some files, in the styles that the teacher was told.
+    """What the denoiser makes of the photographs of some files, in the styles that the teacher was told.
 
     Args:
         name: of the encoder's latents; results are kept for this encoder and this state of the denoiser.
@@ -166,11 +180,9 @@ def make_results(options: argparse.Namespace, files: Sequence[Path], name: str) 
             continue
         held = read_tensors(latents / path.name)[0]
         pairs = Pairs(held["photo"], held["target"], held["style"], held["own"])
-        photo = pairs.photo.float().to(options.device)
-        noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(i)).to(options.device)
-        contexts = reader.told(pairs.style).to(options.device), reader.empty(len(pairs)).to(options.device)
-        result = torch.cat([repainted(unet, *part, steps=SAMPLER_STEPS, invert=True, bfloat16=options.bfloat16)
-                            for part in zip(*(x.split(4) for x in (photo, noise, *contexts)), strict=True)])
+        generator = torch.Generator().manual_seed(i)
+        result = torch.cat([estimate(unet, part, reader.told(part.style), generator, options.bfloat16)
+                            for part in (pairs[at] for at in torch.arange(len(pairs)).split(4))])
         save_tensors(target, {"result": result.half()})
         say("decoder", f"{i + 1} of {len(files)} files of {PER_FILE} results")
     return made

@@ -4,19 +4,26 @@ Sampling that starts at a photograph p at level sigma_s and ends at its repainte
 denoiser, along z + sigma n' with one noise n' = n + (p - z) / sigma_s on all levels.  So that is what is learned: the
 photograph's residual rides in the noise, and predicting the noise is style transfer.  A part of the samples has no
 photograph in it, which is what learning a style from one painting minimises.
+
+Styles are told in two ways: by the teacher's numbers, and in words found as learning a style begins to find them, by
+the gradient of the loss of the picture alone.  So words that a user learns mean what told ones mean (first-order
+meta-learning, Finn et al. 2017).
 """
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import networks
 from .files import copy_whole, read_tensors, save_tensors
 from .networks import noise_levels, predicted_noise
 from .pairs_file import PATTERN, Pairs, read_pairs
-from .prompts import Reader, StyleSpace, word_noise
+from .prompts import TOKENS, Reader, StyleSpace, word_noise
 from .sampling import repainted
 from .sheets import save_sheet
 from .training import Progress, Training, say, weights_of
@@ -34,6 +41,9 @@ STARTS = 300, 850  # timesteps where img2img may start
 OTHER_SHARE = 0.2  # of the photographs ride with 0 to 2 times their residual, as stochastic inversion makes them
 MIN_SNR = 5.0  # Hang et al. 2023
 WORD_NOISE = 1.6  # longest noise on the words, beside 1.5 that sets a style apart: what an optimizer leaves there
+CROPS_OF_ONE = 4  # crops of a pair in a batch, which together tell the direction of its style
+FOUND, BOTH = 0.4, 0.2  # of the styles are told in words that were found, and in words between found and told ones
+FOUND_REACH = 0.35, 1.25  # how far words are found from the neutral one, in its length
 JUDGE_EVERY = 1000
 JUDGED = 100, 300, 500, 700, 900  # timesteps
 SHEET = 6  # held-out pairs on the sheet
@@ -97,17 +107,50 @@ def noise_with_photograph(photo: Tensor, target: Tensor, alone: Tensor, generato
     return torch.randn(target.shape, generator=generator) + residual, timestep
 
 
-def drawn(pairs: Pairs, reader: Reader, step: int, batch: int, generator: torch.Generator) -> Samples:
-    """The samples of a step."""
+def find_words(unet: nn.Module, reader: Reader, generator: torch.Generator, bfloat16: bool, target: Tensor) -> Tensor:
+    """Words (B, TOKENS, 768) for pictures (B, 4, h, w): from the neutral one along the gradient of the picture's own
+    loss, all noise levels alike, by a length drawn from FOUND_REACH."""
+    crops, = cropped([target.repeat_interleave(CROPS_OF_ONE, 0)], generator)
+    many, device = len(crops), next(unet.parameters()).device
+    spread = torch.arange(CROPS_OF_ONE).repeat(len(target)) + torch.rand(many, generator=generator)
+    timestep = (1000 * spread / CROPS_OF_ONE).long().clamp(max=999)
+    noise = torch.randn(crops.shape, generator=generator)
+    neutral = reader.space.neutral_word().expand(len(target), TOKENS, -1)
+    words = neutral.clone().requires_grad_()
+    context = reader.of_rows(torch.full((many,), reader.prompts.star), words.repeat_interleave(CROPS_OF_ONE, 0))
+    x = crops + noise_levels()[timestep].view(-1, 1, 1, 1) * noise
+    predicted = predicted_noise(unet, x.to(device), timestep.to(device), context.to(device), bfloat16)
+    error = (predicted - noise.to(device)).square().mean((1, 2, 3))
+    gradient, = torch.autograd.grad((error / error.detach()).sum(), words)
+    least, most = FOUND_REACH
+    reach = least + (most - least) * torch.rand(len(target), 1, 1, generator=generator)
+    return neutral - reach * neutral.norm(dim=-1, keepdim=True) * F.normalize(gradient, dim=-1)
+
+
+def mix(told_words: Tensor, found: Tensor, generator: torch.Generator) -> Tensor:
+    """Words (B, TOKENS, 768) of a batch: told (B, 768), found (B, TOKENS, 768), or between the two."""
+    kind, between = torch.rand(2, len(found), 1, 1, generator=generator)
+    share = torch.where(kind < FOUND, 1.0, torch.where(kind < FOUND + BOTH, between, 0.0))
+    return torch.lerp(told_words[:, None].expand_as(found), found, share)
+
+
+def drawn(pairs: Pairs, reader: Reader, step: int, batch: int, generator: torch.Generator,
+          find: Callable[[Tensor], Tensor]) -> Samples:
+    """The samples of a step: CROPS_OF_ONE of each pair.
+
+    Args:
+        find: words of pictures (B, 4, h, w), as ``find_words`` gives them.
+    """
     whole = step % WHOLE_EVERY == WHOLE_EVERY - 1
-    many = max(1, batch // 4) if whole else batch
-    chosen = pairs[torch.randint(len(pairs), (many,), generator=generator)]
-    kind, other = torch.rand(2, many, generator=generator)
+    styles = max(1, batch // CROPS_OF_ONE // (4 if whole else 1))
+    many, chosen = styles * CROPS_OF_ONE, pairs[torch.randint(len(pairs), (styles,), generator=generator)]
+    kind, other = torch.rand(2, styles, generator=generator)
     target, style = told(chosen, kind, other < PHOTOGRAPH_ALONE)
-    photo = chosen.photo.float()
+    words = mix(reader.space.words(style, word_noise(styles, WORD_NOISE, generator)), find(target), generator)
+    target, photo, kind, words = (x.repeat_interleave(CROPS_OF_ONE, 0)
+                                  for x in (target, chosen.photo.float(), kind, words))
     if not whole:
         target, photo = cropped([target, photo], generator)
-    words = reader.space.words(style, word_noise(many, WORD_NOISE, generator))
     context = reader.of_rows(reader.prompts.drawn(many, generator), words)
     noise, timestep = noise_with_photograph(photo, target, kind < ALONE, generator)
     return Samples(target + noise_levels()[timestep].view(-1, 1, 1, 1) * noise, timestep, context, noise)
@@ -216,7 +259,8 @@ def train(options: argparse.Namespace) -> None:
 
     progress = Progress(STAGE)
     for step in run.going(options.minutes, keep, options.finish, options.steps):
-        samples = drawn(pairs, reader, step, options.batch or BATCH, run.generator).to(device)
+        find = partial(find_words, unet, reader, run.generator, options.bfloat16)
+        samples = drawn(pairs, reader, step, options.batch or BATCH, run.generator, find).to(device)
         predicted = predicted_noise(unet, samples.x, samples.timestep, samples.context, options.bfloat16)
         loss = weighted_loss(predicted, samples)
         run.learn(loss)

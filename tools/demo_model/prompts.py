@@ -62,6 +62,12 @@ class StyleSpace:
         return text.TOKEN_NORM * F.normalize(text.neutral_style() + apart, dim=-1)
 
 
+    @staticmethod
+    def neutral_word() -> Tensor:
+        """(768,) what all styles have in common, and learning starts from."""
+        return text.TOKEN_NORM * text.neutral_style()
+
+
 class Context:
     """Token ids and pseudo-words -> what the denoiser reads; equal to the host's text encoder with branches of zero."""
 
