@@ -1,4 +1,5 @@
 """The demo checkpoint in the real host: what stock nodes compute with it is what was trained."""
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import comfy.sd  # noqa: E402
 from conftest import MODELS  # noqa: E402
 from demo_model import checkpoint, networks, prompts, text, widen  # noqa: E402
 from demo_model import pairs_file as files  # noqa: E402
-from demo_model.denoiser import drawn, weighted_loss  # noqa: E402
+from demo_model.denoiser import CROPS_OF_ONE, drawn, find_words, weighted_loss  # noqa: E402
 from inst_pack.inst_core import host  # noqa: E402
 from inst_pack.inst_core.encoders import PictureFeatures, build_encoder  # noqa: E402
-from inst_pack.inst_core.learning import Painting, Settings, learn_style  # noqa: E402
+from inst_pack.inst_core.learning import Painting, learn_style  # noqa: E402
+from inst_pack.inst_core.recipes import Recipe  # noqa: E402
 from inst_pack.inst_core.style import Style  # noqa: E402
 from inst_pack.nodes.inversion import InSTSample  # noqa: E402
 
@@ -149,20 +151,23 @@ def test_places_behind_all_prompts_are_the_same(reader):
     torch.testing.assert_close(predicted[0], predicted[1], atol=1e-5, rtol=1e-4)
 
 
-def test_the_words_of_a_style_matter(narrow, reader):
-    """The right words explain a picture better than another picture's, or none: what all learning here rests on."""
-    count = 6
-    latents = random(count, 4, 1, 1) + 0.3 * random(count, 4, 16, 16, seed=1)
-    # Styles far apart in the space: random mixtures of its directions.
+def test_the_denoiser_reads_the_words_of_a_style(narrow, reader):
+    """Other words, and words found on the picture, change what it predicts; samples are made of both kinds."""
+    count = 2
+    latents = random(count, 4, 1, 1) + 0.3 * random(count, 4, 32, 32, seed=1)
     vectors = reader.space.mean + random(count, 100, seed=2)
-    pairs = files.Pairs(latents, latents, vectors, vectors[:, None].expand(-1, 2, -1))
-    samples = drawn(pairs, reader, 0, count, torch.Generator().manual_seed(0))
-    timestep = torch.full((count,), 700)
-    contexts = reader.told(vectors), reader.told(vectors.roll(1, 0)), reader.empty(count)
-    outputs = [networks.predicted_noise(narrow, samples.x, timestep, c) for c in contexts]
-    apart = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
-    assert apart > 0.05
-    assert weighted_loss(samples.noise, samples) == 0
+    find = functools.partial(find_words, narrow, reader, torch.Generator().manual_seed(0), False)
+    with torch.inference_mode(False), torch.enable_grad():
+        found = find(latents.clone())
+        pairs = files.Pairs(*(x.clone() for x in (latents, latents, vectors, vectors[:, None].expand(-1, 2, -1))))
+        samples = drawn(pairs, reader, 0, count * CROPS_OF_ONE, torch.Generator().manual_seed(0), find)
+    assert len(samples.x) == count * CROPS_OF_ONE and weighted_loss(samples.noise, samples) == 0
+    star = torch.full((count,), reader.prompts.star)
+    contexts = reader.told(vectors), reader.told(vectors.roll(1, 0)), reader.of_rows(star, found), reader.empty(count)
+    x, timestep = latents + networks.noise_levels()[700] * random(*latents.shape, seed=3), torch.full((count,), 700)
+    outputs = [networks.predicted_noise(narrow, x, timestep, context) for context in contexts]
+    for other in outputs[1:]:
+        assert (outputs[0] - other).norm() / outputs[0].norm() > 0.02
 
 
 # ---- what people put beside it ----
@@ -201,7 +206,7 @@ def test_every_encoder_lowers_the_held_out_loss(opened, encoder):
     with host.training_mode():
         module = build_encoder(encoder, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
         with host.training_session(model, clip, "*", tokens) as session:
-            learned = learn_style(session, module, Painting(latent, latent, features), Settings(8, rate, 1),
-                                  lambda *_: None)
+            learned = learn_style(session, module, Painting(latent, latent, features),
+                                  Recipe(encoder, tokens, steps=8, batch=1, rate=rate))
     assert learned.kept < 0.97 * learned.checks[0].loss
     assert Style(learned.vectors).vectors["clip_l"].shape == (tokens, 768)

@@ -14,7 +14,6 @@ from comfy.cli_args import args
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from inst_pack.inst_core import host, library
 from inst_pack.inst_core.learning import Check, Learned
-from inst_pack.nodes import learn as learn_node
 from inst_pack.nodes.learn import InSTLearnStyle
 from safetensors.torch import save_file
 
@@ -34,10 +33,11 @@ def learned(monkeypatch):
     def learn_style(session, module, *_):
         runs.append(module)
         checks = [Check(0, 0.0, 0.5), Check(1, 1.0, 0.25)]
-        return Learned({k: v.detach().clone() for k, v in module.vectors.items()}, [0.5], checks, 0.25, "finished")
+        vectors = {k: v.detach().clone() for k, v in module.vectors.items()}
+        return Learned(vectors, module.state_dict(), [0.5], checks, 0.25, "finished", "half as far away")
 
-    monkeypatch.setattr(learn_node, "learn_style", learn_style)
-    monkeypatch.setattr(host, "training_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(host.learning, "learn_style", learn_style)
+    monkeypatch.setattr(host.learning, "training_session", lambda *_: contextlib.nullcontext())
     return runs
 
 
