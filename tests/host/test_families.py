@@ -41,7 +41,7 @@ PREDICTION = {"sd2-v": V, "sd3": FLOW, "flux": FLOW, "flux-schnell": FLOW, **dic
 # faintly, between many tokens of padding, and other steps than small ones lead anywhere.
 HEARD = dict.fromkeys(SHRUNK, 1e-5)
 LEARNING = Recipe(steps=4, rate=0.005, batch=4)
-CAREFUL = Recipe(steps=6, rate=1e-4, batch=20)
+CAREFUL = Recipe(steps=6, rate=1e-3, batch=20)
 STRENGTH, TOKENS = 0.6, 2
 
 
