@@ -11,7 +11,7 @@ from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss
 from inst_pack.inst_core.objective import output_error, squared_error
 from inst_pack.inst_core.recipes import FAITHFUL, Recipe, choose_recipe
 
-STEPS = 16
+STEPS = 8
 QUICK = Recipe(tokens=2, steps=3, rate=5e-3, batch=2)
 
 
@@ -244,7 +244,7 @@ def test_memory_is_flat_over_repeated_runs(small):
         return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
     counts = []
-    for _ in range(6):
+    for _ in range(4):
         with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
             learn_style(session, encoder_for(clip, "direct"), painting(), QUICK)
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))

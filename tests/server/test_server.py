@@ -154,7 +154,8 @@ def test_the_blueprint_is_offered_and_whole(client, object_info):
 
 def test_learning_reports_and_saves_its_file(home, learned):
     text = next(o["text"][0] for o in learned["outputs"].values() if "text" in o)
-    assert re.search(r"finished after 4 of 4 steps \(.*\), held-out loss \d", text) and "embedding:style_00001" in text
+    assert text.startswith("style_00001.safetensors is saved") and "embedding:style_00001" in text
+    assert re.search(r"\d % closer to the painting by held-out loss", text)
     assert (home / "models" / "inst_styles" / "style_00001.safetensors").is_file()
 
 
@@ -162,7 +163,7 @@ def styles(home: Path) -> set[str]:
     return {p.name for p in (home / "models" / "inst_styles").iterdir()}
 
 
-def test_cancel_half_way_leaves_a_server_that_works(client, home, small_prompt, learned):
+def test_cancel_half_way_keeps_the_style_and_a_server_that_works(client, home, small_prompt, learned):
     before, total, seen = styles(home), 5000, []
     prompt = small_prompt("2_learn_a_style.json")
     learn = next(k for k, n in prompt.items() if n["class_type"] == "InST_LearnStyle")
@@ -178,7 +179,7 @@ def test_cancel_half_way_leaves_a_server_that_works(client, home, small_prompt, 
     with pytest.raises(PromptError, match="interrupted in InST_LearnStyle"):
         client.follow(cancel, lambda: client.queue(prompt))
     assert seen[-1] < total / 10
-    assert styles(home) == before
+    assert styles(home) - before == {"style_stopped_00001.safetensors"}
     client.wait(client.queue(small_prompt("4_style_as_embedding.json")))
 
 
@@ -206,7 +207,7 @@ APPLY, LEARN = "1_apply_a_saved_style.json", "2_learn_a_style.json"
 
 
 def test_values_out_of_range_come_back_readable(refusal):
-    assert "strength is 0.0; it must lie above 0" in refusal(APPLY, "InST_Sample", strength=0.0)
+    assert "bigger than max" in refusal(APPLY, "InST_Sample", strength=1.1)
     assert "smaller than min" in refusal(LEARN, "InST_LearnStyle", steps=-1)
     assert "choose encoder 'direct'" in refusal(LEARN, "InST_LearnStyle", encoder="paper")
     assert "Expected a file name" in refusal(LEARN, "InST_LearnStyle", name="../up")
