@@ -223,7 +223,7 @@ def _read_bytes(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            size, start = os.fstat(file.fileno()).st_size, file.read(9)
             _check_start(path.name, size, start)
             file.seek(0)
             return file.read()
@@ -239,12 +239,14 @@ def _check_start(name: str, size: int, start: bytes) -> None:
     if size > MAX_BYTES:
         raise ValueError(f"{name} has {size / 2**20:.0f} MB; a style file has at most {MAX_BYTES // 2**20} MB. "
                          "This looks like a model checkpoint.")
+    length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
+    if 0 < length <= size - 8 and start[8:] == b"{":
+        return  # whatever two bytes its length begins with
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError(f"{name} is a pickle (a torch .pt file under another name). Pickles can run code and are not "
                          f"opened here. If it is a textual inversion of another tool: {USE_IN_PROMPT} Official InST "
                          "files go through Import InST embeddings.pt.")
-    if len(start) < 8 or not 0 < struct.unpack("<Q", start)[0] <= size - 8:
-        raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
+    raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
 
 
 def load_style(path: Path) -> Style:
