@@ -11,7 +11,6 @@ from inst_pack.inst_core.encoders import DirectEncoder
 from inst_pack.inst_core.host import adapter as host_adapter
 from inst_pack.inst_core.host.denoiser import Denoiser
 from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block
-from inst_pack.inst_core.learning import Painting
 from inst_pack.inst_core.objective import squared_error
 from inst_pack.inst_core.recipes import Recipe
 from inst_pack.inst_core.style import Style, load_style
@@ -58,6 +57,8 @@ def test_merged_and_unmerged_predict_the_same_and_strength_zero_is_the_model_its
     assert float((merged - unmerged).abs().max()) < max(1e-4, 20 * rounding(model)) * scale
     assert 0.2 * scale < float((half - plain).abs().max()) < 0.9 * scale
     assert torch.equal(nothing, plain) and torch.equal(prediction(model, clip), plain)
+    lora = {f"diffusion_model.{key}": tensor for key, tensor in adapter.weights.items()}
+    assert torch.equal(prediction(comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0], clip), merged)
 
 
 def learn(small, image, **more):
@@ -157,22 +158,23 @@ def test_recomputation_and_half_precision_change_its_gradient_by_rounding_only(d
     assert all(gradient.dtype == torch.float32 and torch.isfinite(gradient).all() for gradient in kept)
 
 
-def test_models_in_turn_learn_the_same_beside_a_lora_in_bypass_mode(small, monkeypatch):
+def test_it_stays_where_it_is_while_a_lora_in_bypass_mode_comes_and_goes():
     """The host takes such a LoRA out of the layers and puts it back whenever the denoiser leaves and returns."""
-    model, clip, _ = small
-    name = next(iter(late_half(model.model.diffusion_model)))
-    layer = model.model.diffusion_model.get_submodule(name)
+    model = patcher(SD15)
+    network, adapter = model.model.diffusion_model, moved(model.model.diffusion_model)
+    name, layer = next(iter(late_half(network).items()))
     lora = {f"diffusion_model.{name}.lora_up.weight": torch.full((layer.out_features, 1), 0.1),
             f"diffusion_model.{name}.lora_down.weight": torch.full((1, layer.in_features), 0.1)}
     model, _ = comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0.0)
-    assert model.injections
-    views = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    session = host.learning.training_session
-
-    def learned(together: bool) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(host.learning, "training_session", lambda *given: session(*given, together=together))
-        module = host.with_adapter(host.make_encoder(clip, RECIPE), model, 2, RECIPE)
-        return host.learn(model, clip, module, Painting(views, views[:1]), RECIPE).adapter
-
-    both, turns = learned(True), learned(False)
-    assert all(torch.equal(both[key], turns[key]) for key in both)
+    denoiser = Denoiser(model)
+    without, _ = errors(denoiser, bank(2), adapter)
+    with adapter.attached(network):  # the denoiser's first run comes before the LoRA
+        found = []
+        for _ in range(2):
+            model.inject_model()
+            with host.training_mode():
+                found.append(squared_error(denoiser, bank(2), prompt(1), DEVICE)[0].detach())
+            model.eject_model()
+        after, _ = squared_error(denoiser, bank(2), prompt(1), DEVICE)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], without)
+    assert torch.equal(after, without)
