@@ -143,9 +143,9 @@ class AdaptedEncoder(StyleEncoder):
         own = {"params": list(self.adapter.parameters()), "lr": RATE * rate, "weight_decay": 0.0}
         return [*self.encoder.parameter_groups(rate), own]
 
-    def attached(self, network: nn.Module, device: torch.device) -> AbstractContextManager:
-        self.adapter.to(device)
-        return self.adapter.attached(network)
+    def attached(self, session) -> AbstractContextManager:
+        self.adapter.to(session.device)
+        return self.adapter.attached(session.denoiser.network)
 
 
 def part_weights(weights: Weights) -> tuple[Weights, Weights]:

@@ -124,8 +124,8 @@ class StyleEncoder(nn.Module):
         """What AdamW moves, and how fast."""
         return [{"params": list(self.parameters()), "lr": rate}]
 
-    def attached(self, network: nn.Module, device: torch.device) -> AbstractContextManager:
-        """In which the denoiser's network has what is learned of it; pseudo-words alone change nothing of it."""
+    def attached(self, session) -> AbstractContextManager:
+        """In which the denoiser of a ``learning.Session`` has what is learned of it: nothing, with words alone."""
         return nullcontext()
 
 

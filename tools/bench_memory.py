@@ -34,7 +34,7 @@ def learn(model, clip, pixels: int, rank: int, together: bool, steps: int):
     recipe = Recipe(steps=steps, rate=1e-4, patience=None)
     encoder = host.with_adapter(host.make_encoder(clip, recipe), model, rank, recipe)
     with (host.training_mode(), host.training_session(model, clip, "*", recipe.tokens, together=together) as session,
-          encoder.attached(session.denoiser.network, session.device)):
+          encoder.attached(session)):
         return learn_style(session, encoder, Painting(views, views[:1]), recipe)
 
 

@@ -79,6 +79,6 @@ def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe
         layers: "all", or "late" (see ``style_layers``).
     """
     tell("loading the model and the text encoder a second time, to learn on the copies")
-    with (training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session,
-          encoder.attached(session.denoiser.network, session.device)):
+    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session, \
+            encoder.attached(session):
         return learn_style(session, encoder, painting, recipe, report, tell, rescue)

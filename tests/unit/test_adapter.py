@@ -160,7 +160,7 @@ def adaptable() -> tuple[Session, AdaptedEncoder, contextlib.AbstractContextMana
     session, network = Session(), Lens()
     session.denoiser = AdaptableDenoiser(network)
     module = AdaptedEncoder(encoder(), Adapter(late_half(network), 2, draw()))
-    return session, module, module.attached(network, torch.device("cpu"))
+    return session, module, module.attached(session)
 
 
 def test_words_and_adapter_together_come_closer_than_words_alone():
