@@ -2,6 +2,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..inst_core import host
+from .adapter import InSTApplyStyleAdapter
 from .color import InSTMatchColor
 from .compare import InSTComparisonGrid, InSTMetrics
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     InSTApplyStyleShot,
     InSTComparisonGrid,
     InSTMetrics,
+    InSTApplyStyleAdapter,
 ]
 
 

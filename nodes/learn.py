@@ -82,6 +82,11 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Boolean.Input("learn_again", default=False, optional=True, advanced=True,
                                  tooltip="Off: a style that was learned before from the same painting, models and "
                                          "settings is loaded from its file, whatever its name. On: learn it anew."),
+                io.Int.Input("adapter_rank", default=0, min=0, max=64, optional=True, advanced=True,
+                             tooltip="Above 0 a small adapter (a LoRA of this rank, on the attention of the model's "
+                                     "late half) is learned with the pseudo-words and saved in the same file; Apply "
+                                     "InST Style Adapter puts it on a model. For models on which pseudo-words alone "
+                                     "do little; 8 is a good start. 0 = pseudo-words only."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -94,7 +99,8 @@ class InSTLearnStyle(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False) -> io.NodeOutput:
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
+                adapter_rank=0) -> io.NodeOutput:
         host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
@@ -103,12 +109,14 @@ class InSTLearnStyle(io.ComfyNode):
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, start=start, seed=seed,
                                seconds=max_seconds)
         module = host.make_encoder(clip, recipe, continue_from, layers)
+        module = host.with_adapter(module, model, adapter_rank, recipe, layers, continue_from)
         vision = clip_vision if ENCODERS[encoder].needs_picture else None
 
         key = library.learning_key(
             pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
             recipe=[asdict(recipe), prompt, resolution, layers],
-            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights])
+            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
+            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}))
         if not learn_again and (known := library.find(key, host.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
@@ -122,7 +130,8 @@ class InSTLearnStyle(io.ComfyNode):
                                       pictures)
             metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-            style = Style(learned.vectors, encoder, host.family_of(model), learned.weights, extra, metadata, layers)
+            style = Style(learned.vectors, encoder, host.family_of(model), learned.weights, extra, metadata, layers,
+                          learned.adapter)
             saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
                                     host.metadata_enabled(), host.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")

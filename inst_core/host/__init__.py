@@ -3,8 +3,10 @@
 ``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
 whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
 ``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``learning``: a style learned
-on them. ``styleshot``: StyleShot's networks and attention patches.
+on them. ``adapter``: a style's low-rank updates of the denoiser. ``styleshot``: StyleShot's networks and attention
+patches.
 """
+from .adapter import adapted, with_adapter
 from .families import (
     PAPER_FAMILY,
     family_of,
@@ -77,6 +79,7 @@ __all__ = [
     "LearningView",
     "Progress",
     "StyleShot",
+    "adapted",
     "changes_nothing",
     "check_copyable",
     "check_invertible",
@@ -119,6 +122,7 @@ __all__ = [
     "text_widths",
     "training_mode",
     "training_session",
+    "with_adapter",
     "with_placeholder",
     "word_vectors",
 ]

@@ -75,8 +75,10 @@ def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe
 
     Args:
         prompt: what the painting shows, with ``*`` for the style.
+        encoder: with an adapter, if one is learned beside it (see ``adapter.with_adapter``).
         layers: "all", or "late" (see ``style_layers``).
     """
     tell("loading the model and the text encoder a second time, to learn on the copies")
-    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session:
+    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session, \
+            encoder.attached(session):
         return learn_style(session, encoder, painting, recipe, report, tell, rescue)
