@@ -9,6 +9,7 @@ from .families import (
     PAPER_FAMILY,
     family_of,
     label_of_encoders,
+    native_side,
     source_of,
 )
 from .files import (
@@ -27,7 +28,7 @@ from .files import (
     style_path,
 )
 from .identity import identify
-from .learning import learn, look_at, make_encoder
+from .learning import learn, look_at, make_encoder, side_to_learn_at
 from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
@@ -101,6 +102,7 @@ __all__ = [
     "metadata_enabled",
     "model_files",
     "model_path",
+    "native_side",
     "noise_mask",
     "picture_features",
     "register_folders",
@@ -110,6 +112,7 @@ __all__ = [
     "searched_folders",
     "show_text",
     "shows_nothing",
+    "side_to_learn_at",
     "source_of",
     "style_conditioning",
     "style_files",
