@@ -92,6 +92,9 @@ class InSTLearnStyle(io.ComfyNode):
                                tooltip="quick: a first look, about a fifth of the work of good. good: the best this "
                                        "pack knows. like the paper: the published network and its 6100 steps, which "
                                        "take hours without a GPU and need clip_vision."),
+                InstStyle.Input("style", optional=True,
+                                tooltip="A style from Load InST Style: it is handed on, and nothing is learned. For "
+                                        "switching between learning and reusing."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -113,7 +116,11 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
-                quality=GOOD) -> io.NodeOutput:
+                quality=GOOD, style=None) -> io.NodeOutput:
+        if style is not None:
+            said = "The connected style is used; nothing is learned."
+            cls.say(said)
+            return io.NodeOutput(style, {"loss": style.losses}, ui=ui.PreviewText(said))
         host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")

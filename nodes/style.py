@@ -62,10 +62,12 @@ class InSTLoadStyle(io.ComfyNode):
             node_id="InST_LoadStyle",
             display_name="Load InST Style",
             category=CATEGORY,
-            description="A style file from models/inst_styles or output/inst_styles.",
+            description="A learned style from its file, with the painting it was learned from.",
             search_aliases=["style transfer", "load embedding", "inst style", "artist", "art style", "painting"],
             inputs=[io.Combo.Input("style_name", options=host.style_files() or [NO_STYLES],
-                                   tooltip="Learned styles appear here after pressing R.")],
+                                   tooltip="Files in models/inst_styles and output/inst_styles; what was just learned "
+                                           "appears after pressing R. Those in inst-demo ship with this pack and fit "
+                                           "its demo checkpoint only.")],
             outputs=[InstStyle.Output(display_name="style", tooltip="For Apply InST Style.")],
         )
 
@@ -75,8 +77,9 @@ class InSTLoadStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, style_name) -> bool | str:
-        if style_name == NO_STYLES:
-            return "There is no style yet. Run Learn InST Style once, then press R and choose it here."
+        if style_name == NO_STYLES or not host.style_files():
+            return ("There is no style yet: learn one first. Run Learn InST Style once (template 2 Learn a style), "
+                    "then press R and choose it here.")
         try:
             host.style_path(style_name)
         except ValueError as error:

@@ -2,8 +2,9 @@
 
 ``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
 whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
-``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``learning``: a style learned
-on them. ``styleshot``: StyleShot's networks and attention patches.
+``sampling``: noise levels and sampling. ``size``: the size a model was made for. ``training``: models that can be
+differentiated. ``learning``: a style learned on them. ``routes``: what the editor asks for. ``styleshot``: StyleShot's
+networks and attention patches.
 """
 from .families import (
     PAPER_FAMILY,
@@ -21,6 +22,7 @@ from .files import (
     metadata_enabled,
     model_files,
     model_path,
+    offer_samples,
     register_folders,
     searched_folders,
     style_files,
@@ -37,6 +39,7 @@ from .progress import (
     Progress,
     show_text,
 )
+from .routes import add_routes
 from .sampling import (
     SAMPLERS,
     SCHEDULERS,
@@ -49,6 +52,7 @@ from .sampling import (
     sampling_sigmas,
     shows_nothing,
 )
+from .size import fit, tile_model
 from .styleshot import (
     StyleShot,
     check_styleshot,
@@ -78,6 +82,7 @@ __all__ = [
     "LearningView",
     "Progress",
     "StyleShot",
+    "add_routes",
     "changes_nothing",
     "check_copyable",
     "check_invertible",
@@ -91,6 +96,7 @@ __all__ = [
     "encode_latent",
     "family_of",
     "file_fingerprint",
+    "fit",
     "identify",
     "invert",
     "label_of_encoders",
@@ -104,6 +110,7 @@ __all__ = [
     "model_path",
     "native_side",
     "noise_mask",
+    "offer_samples",
     "picture_features",
     "register_folders",
     "released_sigmas",
@@ -120,6 +127,7 @@ __all__ = [
     "style_path",
     "styled_model",
     "text_widths",
+    "tile_model",
     "training_mode",
     "training_session",
     "with_placeholder",
