@@ -156,12 +156,13 @@ def whole_method(g: Graph) -> None:
     with g.group("Model and painting", MODELS):
         checkpoint(g)
         painting(g)
-        g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
     with g.group("Photograph", PICTURES):
         photograph(g)
-        g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain")
-    with g.group("Style", STYLE):
+    with g.group("Learn", STYLE):
         learned_style(g)
+    with g.group("Style and colours", STYLE):
+        g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
+        g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain")
         prompts(g, ("learn", 0))
     with g.group("Repaint", REPAINT):
         repaint(g, latent=("colored", 0))

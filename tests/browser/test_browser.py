@@ -15,7 +15,7 @@ SLOW = {"InST_Sample", "InST_LearnStyle", "KSampler", "SamplerCustomAdvanced", "
 RUN = {"01_start_here", "02_learn_a_style", "03_repaint_in_a_style", "05_a_whole_batch", "17_custom_sampling",
        "19_gatys"}
 BOX = "Style transfer (InST)"
-TINY = {**SMALL, "InST_LearnStyle": {"steps": 2, "resolution": 64}, BOX: {"scale": 0.25}}
+TINY = {**SMALL, "InST_LearnStyle": {"steps": 2, "resolution": 64, "learn_again": True}, BOX: {"scale": 0.25}}
 
 
 def watch_run(editor) -> None:
