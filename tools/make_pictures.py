@@ -3,7 +3,7 @@
     python tools/make_pictures.py SERVER_URL HOME     (those of ``dev.py serve``)
 
 Every picture is what a shipped workflow makes on the demo checkpoint, with the demo's settings.  Workflows whose
-weights are not there show the photograph and the painting that they would start from.
+weights are not there, or stood in for, show the photograph and the painting that they would start from.
 """
 import json
 import sys
@@ -21,6 +21,7 @@ WORKFLOWS, SAMPLES = ROOT / "workflows", ROOT / "samples"
 STRIP = ROOT / "web" / "docs" / "photograph_painting_result.jpg"
 WHOLE = "04_everything_in_one_graph"
 OF_PAINTING = {"02_learn_a_style"}  # nothing is repainted there
+STANDS_IN = {"07_with_controlnet", "08_with_lora", "09_on_sdxl", "10_in_few_steps"}  # their models are not real here
 LIKE_WHOLE = {"01_start_here": WHOLE}  # a box, whose inside is another workflow
 SETTINGS = {**chosen(DEMO), "KSampler": {"steps": DEMO.steps, "cfg": DEMO.cfg},
             "CFGGuider": {"cfg": DEMO.cfg}, "EmptyLatentImage": {"width": 256, "height": 256},
@@ -64,8 +65,10 @@ def main() -> None:
     names = sys.argv[3:] or sorted(p.stem for p in WORKFLOWS.glob("*.json"))
     info, start = client.object_info(), halves(sample("inst_photograph.jpg"), sample("inst_painting.jpg"))
     for name in names:
-        shown = sample("inst_painting.jpg") if name in OF_PAINTING else result(client, info, home,
-                                                                               LIKE_WHOLE.get(name, name))
+        if name in OF_PAINTING:
+            shown = sample("inst_painting.jpg")
+        else:
+            shown = None if name in STANDS_IN else result(client, info, home, LIKE_WHOLE.get(name, name))
         if name in LIKE_WHOLE and shown is not None:
             shown = halves(sample("inst_photograph.jpg"), shown)
         thumbnail(shown or start, *title_of(name)).save(WORKFLOWS / f"{name}.jpg", quality=85)

@@ -77,19 +77,36 @@ def learned_style(g: Graph, image: tuple[str, int] = ("painting", 0), **settings
           image=image, **settings)
 
 
-def prompts(g: Graph, style: tuple[str, int], clip: tuple[str, int] = ("checkpoint", 1), **settings: object) -> None:
-    """A style as positive conditioning, and an empty negative prompt."""
+def apply_style(g: Graph, style: tuple[str, int], clip: tuple[str, int] = ("checkpoint", 1),
+                **settings: object) -> None:
     g.add("positive", "InST_StyleConditioning", clip=clip, style=style, **{"text": "*", **settings})
-    g.add("negative", "CLIPTextEncode", "Negative prompt", clip=clip, text="")
 
 
 def saved_style(g: Graph, clip: tuple[str, int] = ("checkpoint", 1), **settings: object) -> None:
     g.add("style", "InST_LoadStyle", style_name=STYLE_FILE)
-    prompts(g, ("style", 0), clip, **settings)
+    apply_style(g, ("style", 0), clip, **settings)
+
+
+def model_and_style(g: Graph, **settings: object) -> None:
+    with g.group("Model and style", STYLE):
+        checkpoint(g)
+        saved_style(g, **settings)
+
+
+def photograph_group(g: Graph, scale: float = 1.0) -> None:
+    with g.group("Photograph", PICTURES):
+        photograph(g, scale)
+
+
+def nothing_else(g: Graph, clip: tuple[str, int] = ("checkpoint", 1)) -> None:
+    """The empty negative prompt."""
+    g.add("negative", "CLIPTextEncode", "Negative prompt", clip=clip, text="")
 
 
 def repaint(g: Graph, model: tuple[str, int] = ("checkpoint", 0), positive: tuple[str, int] = ("positive", 0),
             negative: tuple[str, int] = ("negative", 0), **settings: object) -> None:
+    if "negative" not in g.ids:
+        nothing_else(g)
     g.add("sample", "InST_Sample", model=model, positive=positive, negative=negative,
           **{"latent": ("content", 0), "steps": 20, "cfg": CFG, "strength": 0.6, **settings})
 
@@ -137,11 +154,8 @@ def apply_saved_style(g: Graph) -> None:
         "Choose your checkpoint and your photograph.", "Choose a style; its painting is shown below.", "Press Run.",
         more="**repaint strength**: 0.5 keeps the layout, 0.7 gives more style. **style strength**: how far the style "
              "goes. **text**: what the photograph shows, with * for the style. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+    model_and_style(g)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         repaint(g)
     picture(g, "inst/applied")
@@ -163,7 +177,7 @@ def whole_method(g: Graph) -> None:
     with g.group("Style and colours", STYLE):
         g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
         g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain")
-        prompts(g, ("learn", 0))
+        apply_style(g, ("learn", 0))
     with g.group("Repaint", REPAINT):
         repaint(g, latent=("colored", 0))
     picture(g, "inst/transfer")
@@ -188,11 +202,18 @@ def for_a_batch(g: Graph) -> None:
     picture(g, "inst/batch")
 
 
-def styles_a_and_b(g: Graph) -> None:
+def styles_a_and_b(g: Graph, share: float | None = None) -> None:
+    """Two styles, and if wanted a mix with this share of A."""
     for letter, file in (("a", STYLE_FILE), ("b", STYLE_B)):
-        g.add(f"style_{letter}", "InST_LoadStyle", f"Style {letter.upper()}", style_name=file)
-        g.add(f"apply_{letter}", "InST_StyleConditioning", f"Apply style {letter.upper()}", clip=("checkpoint", 1),
-              style=(f"style_{letter}", 0), text="*")
+        with g.group("Model and style A" if letter == "a" else "Style B", STYLE):
+            if letter == "a":
+                checkpoint(g)
+            g.add(f"style_{letter}", "InST_LoadStyle", f"Style {letter.upper()}", style_name=file)
+            g.add(f"apply_{letter}", "InST_StyleConditioning", f"Apply style {letter.upper()}",
+                  clip=("checkpoint", 1), style=(f"style_{letter}", 0), text="*")
+            if letter == "b" and share is not None:
+                g.add("mixed", "ConditioningAverage", "Mix", conditioning_to=("apply_a", 0),
+                      conditioning_from=("apply_b", 0), conditioning_to_strength=share)
 
 
 def two_styles(g: Graph) -> None:
@@ -200,15 +221,9 @@ def two_styles(g: Graph) -> None:
         "Choose your photograph.", "Choose two styles.", "Set **conditioning_to_strength** and press Run.",
         more="1 is all of style A, 0 all of style B. In a prompt two styles stand side by side, each as "
              "\"embedding:\" and its name. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Two styles", STYLE):
-        styles_a_and_b(g)
+    styles_a_and_b(g, 0.5)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
-        g.add("mixed", "ConditioningAverage", "Mix", conditioning_to=("apply_a", 0), conditioning_from=("apply_b", 0),
-              conditioning_to_strength=0.5)
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
         repaint(g, positive=("mixed", 0))
     picture(g, "inst/mixed")
 
@@ -220,12 +235,10 @@ def with_controlnet(g: Graph) -> None:
         more="Edges of the photograph hold its structure, so that **repaint strength** can be 0.8 and more. The "
              "ControlNet acts in the inversion and in sampling. Lower its **strength** or **end_percent** for freer "
              "brush strokes. Depth, line art and tile fit as well. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+    model_and_style(g)
+    photograph_group(g)
     with g.group("Structure", PICTURES):
+        nothing_else(g)
         g.add("edges", "Canny", image=("scaled", 0), low_threshold=0.2, high_threshold=0.5)
         g.add("controlnet", "ControlNetLoader", control_net_name=CANNY)
         g.add("held", "ControlNetApplyAdvanced", positive=("positive", 0), negative=("negative", 0),
@@ -242,14 +255,15 @@ def with_lora(g: Graph) -> None:
         more="The LoRA changes what is painted, the style how. It acts in the text encoder, the inversion and the "
              "sampler. A style that is learned through a LoRA (connect it to Learn InST Style) leaves out what the "
              "LoRA already does. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
+    with g.group("Model", MODELS):
         checkpoint(g)
         g.add("lora", "LoraLoader", "LoRA", model=("checkpoint", 0), clip=("checkpoint", 1), lora_name=DETAIL_LORA,
               strength_model=0.7, strength_clip=0.7)
-        photograph(g)
     with g.group("Style", STYLE):
         saved_style(g, ("lora", 1))
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
+        nothing_else(g, ("lora", 1))
         repaint(g, model=("lora", 0))
     picture(g, "inst/lora")
 
@@ -268,8 +282,8 @@ def on_sdxl(g: Graph) -> None:
         photograph(g)
     with g.group("Style", STYLE):
         learned_style(g, name="style_sdxl")
+        apply_style(g, ("learn", 0))
     with g.group("Repaint", REPAINT):
-        prompts(g, ("learn", 0))
         repaint(g)
     picture(g, "inst/sdxl")
 
@@ -280,12 +294,12 @@ def in_few_steps(g: Graph) -> None:
         more="LCM and Turbo LoRAs work the same way; for LCM choose **sampler** lcm. **cfg** is 1, since these LoRAs "
              "are trained without guidance. **repaint strength** means the same in 8 steps as in 50. Learn styles on "
              "the plain checkpoint. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
+    with g.group("Model", MODELS):
         checkpoint(g)
         g.add("few_steps", "LoraLoaderModelOnly", "Few-step LoRA", model=("checkpoint", 0), lora_name=HYPER_SD)
-        photograph(g)
     with g.group("Style", STYLE):
         saved_style(g)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         repaint(g, model=("few_steps", 0), steps=8, cfg=1.0, scheduler="sgm_uniform")
     picture(g, "inst/few_steps")
@@ -297,11 +311,8 @@ def per_region(g: Graph) -> None:
         "Press Run.",
         more="Style A goes where the mask is, style B everywhere else. **strength** in the two mask nodes says how "
              "firmly. Without a mask of your own the left half is taken. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Two styles", STYLE):
-        styles_a_and_b(g)
+    styles_a_and_b(g)
+    photograph_group(g)
     with g.group("Regions", PICTURES):
         g.add("whole", "SolidMask", "Region of A (left)", value=1.0, width=256, height=512)
         g.add("nothing", "SolidMask", "Rest", value=0.0, width=512, height=512)
@@ -314,7 +325,6 @@ def per_region(g: Graph) -> None:
               strength=1.0, set_cond_area="default")
         g.add("both", "ConditioningCombine", conditioning_1=("in_left", 0), conditioning_2=("in_right", 0))
     with g.group("Repaint", REPAINT):
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
         repaint(g, positive=("both", 0))
     picture(g, "inst/regions")
 
@@ -325,11 +335,8 @@ def over_steps(g: Graph) -> None:
         "Set **start_percent**, **end_percent** and **shape**, and press Run.",
         more="0 is pure noise, 1 the finished picture; sampling at repaint strength 0.6 begins at 0.4. A style that "
              "sets in late leaves shapes alone and changes texture; \"ease in\" lets it rise slowly. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g, strength=1.2, start_percent=0.5, shape="ease in")
+    model_and_style(g, strength=1.2, start_percent=0.5, shape="ease in")
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         repaint(g)
     picture(g, "inst/over_steps")
@@ -350,7 +357,7 @@ def several_paintings(g: Graph) -> None:
     with g.group("Photograph", PICTURES):
         photograph(g)
     with g.group("Repaint", REPAINT):
-        prompts(g, ("learn", 0))
+        apply_style(g, ("learn", 0))
         repaint(g)
     picture(g, "inst/painter")
 
@@ -362,13 +369,11 @@ def high_resolution(g: Graph) -> None:
         more="The model looks at overlapping tiles of its own size, with one style and one inversion for all of them, "
              "and blends them in every step. Memory stays that of one tile; time grows with the picture. "
              + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g, 2.0)
-    with g.group("Style", STYLE):
-        saved_style(g)
-    with g.group("Repaint in tiles", REPAINT):
+    model_and_style(g)
+    photograph_group(g, 2.0)
+    with g.group("Tiles", MODELS):
         g.add("tiled", "InST_TileModel", model=("checkpoint", 0))
+    with g.group("Repaint", REPAINT):
         repaint(g, model=("tiled", 0), strength=0.5)
     picture(g, "inst/high_resolution")
 
@@ -422,12 +427,10 @@ def custom_sampling(g: Graph) -> None:
         more="Stochastic inversion is a NOISE and plugs into SamplerCustomAdvanced. Connect the same SIGMAS to it and "
              "to the sampler; their first level is where both start. **denoise** in the scheduler is the repaint "
              "strength. " + YOUR_STYLE))
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+    model_and_style(g)
+    photograph_group(g)
     with g.group("Invert", REPAINT):
+        nothing_else(g)
         g.add("sigmas", "InST_CosineScheduler", model=("checkpoint", 0), steps=20, denoise=0.6)
         g.add("invert", "InST_StochasticInvert", model=("checkpoint", 0), positive=("positive", 0),
               latent=("content", 0), sigmas=("sigmas", 0))
@@ -443,8 +446,9 @@ def custom_sampling(g: Graph) -> None:
 def photograph_and_painting(g: Graph) -> None:
     with g.group("Photograph and painting", PICTURES):
         g.add("photo", "LoadImage", "Photograph", image=PHOTO)
-        painting(g)
         g.add("scaled", "ImageScaleToTotalPixels", image=("photo", 0), upscale_method="lanczos", megapixels=0.25)
+        g.column()
+        painting(g)
 
 
 def result(g: Graph, image: tuple[str, int], prefix: str) -> None:
@@ -527,6 +531,7 @@ def styleshot(g: Graph) -> None:
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="worst quality")
     with g.group("Photograph and painting", PICTURES):
         photograph(g)
+        g.column()
         painting(g)
     with g.group("StyleShot", STYLE):
         apply_styleshot(g)

@@ -19,7 +19,7 @@ CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 # What the front end needs, in its pixels; tests/browser compares with what it draws.
 WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 96
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 56
 SHOWN_LATER = 240  # room for what a node shows once it has run
 SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_LearnStyle", "InST_Sample", "KSampler",
          "SamplerCustomAdvanced", "InST_GatysStyleTransfer", "InST_TransferStyle"}
