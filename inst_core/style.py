@@ -292,8 +292,7 @@ def load_style(path: Path) -> Style:
     )
 
 
-def style_metadata(title: str, family: str, source: str, settings, learned, prompt: str,
-                   pictures: Tensor) -> dict[str, str]:
+def style_metadata(family: str, source: str, settings, learned, prompt: str, pictures: Tensor) -> dict[str, str]:
     """Header of a learned style: ModelSpec keys for other tools, ``inst.*`` for ours.
 
     Args:
@@ -306,7 +305,6 @@ def style_metadata(title: str, family: str, source: str, settings, learned, prom
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{family}/textual-inversion",
         "modelspec.implementation": "ComfyUI-InST",
-        "modelspec.title": title,
         "modelspec.usage_hint": "Apply InST Style, or embedding:<file name> in any prompt",
         "modelspec.thumbnail": thumbnail(pictures[0]),
         "inst.base_model": source,

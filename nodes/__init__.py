@@ -7,6 +7,7 @@ from .color import InSTMatchColor
 from .compare import InSTComparisonGrid, InSTMetrics
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
 from .learn import InSTLearnStyle
+from .size import InSTFitToModel, InSTTileModel
 from .style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 from .styleshot import InSTApplyStyleShot, InSTLoadStyleShot
 from .transfer import InSTGatysStyleTransfer, InSTLoadStyleTransferModel, InSTTransferStyle
@@ -28,6 +29,8 @@ NODES: list[type[io.ComfyNode]] = [
     InSTApplyStyleShot,
     InSTComparisonGrid,
     InSTMetrics,
+    InSTFitToModel,
+    InSTTileModel,
     InSTApplyStyleAdapter,
 ]
 
@@ -35,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
 class InSTExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folders()
+        host.offer_samples()
+        host.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
