@@ -20,7 +20,7 @@ CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
 NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 56
-SHOWN_LATER = 270  # room for what a node shows once it has run
+SHOWN_LATER = 310  # room for what a node shows once it has run
 SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_LearnStyle", "InST_Sample", "KSampler",
          "SamplerCustomAdvanced", "InST_GatysStyleTransfer", "InST_TransferStyle"}
 ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70}  # for the painting of a style, and for a line of text
