@@ -21,9 +21,10 @@ WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
 NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 56
 SHOWN_LATER = 270  # room for what a node shows once it has run
-SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_LearnStyle", "InST_Sample", "KSampler",
+SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_Sample", "KSampler",
          "SamplerCustomAdvanced", "InST_GatysStyleTransfer", "InST_TransferStyle"}
-ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70}  # for the painting of a style, and for a line of text
+# The painting of a style; a line of text; text and pictures.
+ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70, "InST_LearnStyle": 310}
 
 PREVIEW = "$$canvas-image-preview"  # the front end's name of the pictures in a node
 
@@ -88,7 +89,7 @@ def height(kind: str, info: dict, rows: int) -> int:
         extra += TEXT if options.get("multiline") else WIDGET
         extra += WIDGET + PICTURE + 4 if options.get("image_upload") else 0
     return SOCKET * rows + FRAME + extra + WIDGET * controls + (8 if widgets else 0) \
-        + (SHOWN_LATER if kind in SHOWS else ALSO.get(kind, 0))
+        + ALSO.get(kind, SHOWN_LATER if kind in SHOWS else 0)
 
 
 class Graph:

@@ -56,7 +56,7 @@ function showPainting(node) {
     if (!choice || !node.addDOMWidget) return;
     const frame = document.createElement("div"), picture = document.createElement("img");
     frame.style.cssText = `height: ${THUMBNAIL_HEIGHT}px; display: flex; align-items: center; justify-content: center;`;
-    picture.style.cssText = "max-width: 100%; max-height: 100%; object-fit: contain; border-radius: 4px;";
+    picture.style.cssText = `max-width: 100%; max-height: ${THUMBNAIL_HEIGHT}px; object-fit: contain; border-radius: 4px;`;
     picture.alt = "the painting of this style";
     picture.className = "inst-painting";
     picture.onerror = () => { picture.hidden = true; };
@@ -121,7 +121,8 @@ function sayOutside({ detail }) {
 /** Gives boxes their titles back, and says under which name a style was saved. */
 function endSaying({ type }) {
     if (titles.size && type === "execution_success")
-        app.extensionManager.toast.add({ severity: "success", summary: [...titles.values()][0], detail: saved, life: 15000 });
+        app.extensionManager.toast.add({ severity: "success", summary: [...titles.values()][0], detail: saved,
+                                         life: 15000 });
     for (const [box, title] of titles) box.title = title;
     titles.clear();
 }

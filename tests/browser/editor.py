@@ -258,22 +258,6 @@ class Editor:
         """What a graph is: its nodes with their widgets and places, how many links, which groups."""
         return self.page.evaluate(CONTENT)
 
-    def picture_of_graph(self, name: str) -> Path:
-        """A JPEG of the graph alone, with a margin."""
-        left, top, right, bottom = self.page.evaluate("""() => {
-            const {offset, scale} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
-            const ends = app.graph.nodes.map(n => [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
-                                                   n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
-            const edge = (i, most) => (most(...ends.map(e => e[i])) + offset[i % 2]) * scale;
-            return [edge(0, Math.min) + canvas.left, edge(1, Math.min) + canvas.top,
-                    edge(2, Math.max) + canvas.left, edge(3, Math.max) + canvas.top];
-        }""")
-        margin, path = 30, self.screenshots / f"{name}.jpg"
-        self.page.screenshot(path=path, quality=85, clip={
-            "x": left - margin, "y": top - margin, "width": right - left + 2 * margin,
-            "height": bottom - top + 2 * margin})
-        return path
-
     def screenshot(self, name: str) -> Path:
         path = self.screenshots / f"{re.sub(r'[^a-zA-Z0-9_]+', '_', name)}.png"
         self.page.screenshot(path=path)
