@@ -11,6 +11,7 @@ from .families import (
     label_of_encoders,
     source_of,
 )
+from .features import check_features, denoiser_features
 from .files import (
     TRANSFER_FOLDER,
     embeddings_files,
@@ -79,12 +80,14 @@ __all__ = [
     "StyleShot",
     "changes_nothing",
     "check_copyable",
+    "check_features",
     "check_invertible",
     "check_layers",
     "check_learnable",
     "check_styleshot",
     "controlled",
     "cosine_sigmas",
+    "denoiser_features",
     "embeddings_files",
     "embeddings_path",
     "encode_latent",
