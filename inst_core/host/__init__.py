@@ -14,6 +14,7 @@ from .families import (
     native_side,
     source_of,
 )
+from .features import check_features, denoiser_features
 from .files import (
     TRANSFER_FOLDER,
     embeddings_files,
@@ -87,12 +88,14 @@ __all__ = [
     "add_routes",
     "changes_nothing",
     "check_copyable",
+    "check_features",
     "check_invertible",
     "check_layers",
     "check_learnable",
     "check_styleshot",
     "controlled",
     "cosine_sigmas",
+    "denoiser_features",
     "embeddings_files",
     "embeddings_path",
     "encode_latent",
