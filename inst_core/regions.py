@@ -2,7 +2,7 @@
 
 Each picture is divided into regions by its latent and by features of a denoiser; regions of the two are paired by the
 features alone, which tell what a place shows (Tang et al. 2023, DIFT).  Dividing both pictures together, by features
-alone, put places of one colour together rather than places of one kind (docs/content.md).
+alone, put places of one colour together rather than places of one kind.
 """
 import torch
 from einops import rearrange
