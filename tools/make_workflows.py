@@ -37,7 +37,7 @@ CAST = ("latest_net_AE.pth", "latest_net_Dec_B.pth")
 STYLESHOT = ("style_aware_encoder.bin", "ip.bin", "ControlNetHED.pth")
 PHOTO, PAINTING = "inst_photograph.jpg", "inst_painting.jpg"  # of samples/, which ComfyUI finds in its input folder
 CFG = 4.0
-STYLE_FILE, STYLE_B = "inst-demo/embers.safetensors", "inst-demo/dusk.safetensors"
+STYLE_FILE, STYLE_B = "inst-demo/van_gogh.safetensors", "inst-demo/hokusai.safetensors"
 MODELS, PICTURES, STYLE, REPAINT, RESULT = "#7a8ca0", "#3f789e", "#b06634", "#88a", "#8a8"
 
 WIDE = 760  # pixels; what shows a figure or a table

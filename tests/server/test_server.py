@@ -181,10 +181,10 @@ def test_a_style_file_from_outside_is_kept_or_refused(client, home):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    shipped = ROOT / "styles" / "inst-demo" / "dusk.safetensors"
+    shipped = ROOT / "styles" / "inst-demo" / "hokusai.safetensors"
     assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕 暮.safetensors"})
     assert (home / "models" / "inst_styles" / "夕 暮.safetensors").is_file()
-    assert send("dusk.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/dusk.safetensors"})
+    assert send("hokusai.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/hokusai.safetensors"})
     status, said = send("dune.safetensors", b"nonsense")
     assert status == 400 and "dune.safetensors is not a safetensors file" in said["error"]
 
