@@ -406,7 +406,8 @@ def promises(whole: Mapping[str, Summary], few: Mapping[str, Summary], learning:
         lines.append(promise(f"Gram distance {gram:.3f} within 10 % of that with words told by the teacher, "
                              f"{told:.3f}", gram, NEAR_TOLD * told))
     if learning:
-        lines.append(promise(f"learning a style takes {learning:.0f} s, threads: {torch.get_num_threads()}", learning, LEARNING_SECONDS))
+        lines.append(promise(f"learning a style takes {learning:.0f} s, threads: {torch.get_num_threads()}", learning,
+                             LEARNING_SECONDS))
     for name in ("no style", "wrong style"):
         if name in few:
             other = few[name].measures["gram"]
