@@ -130,7 +130,7 @@ def masked_regions(content: Tensor, style: Tensor, content_mask: Tensor | None, 
     for k, (asked, found) in enumerate(zip(*masks, strict=True)):
         if asked.mean() >= LEAST > found.mean():
             raise ValueError(f"region {k + 1} of style_mask is empty, so there are no colours for region {k + 1} of "
-                             "content_mask. Paint it white where the painting has the colours that are wanted.")
+                             "content_mask. Expected: white where the painting has the colours that are wanted.")
     return Regions(*masks)
 
 
