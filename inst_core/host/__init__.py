@@ -11,7 +11,6 @@ from .families import (
     PAPER_FAMILY,
     family_of,
     label_of_encoders,
-    native_side,
     source_of,
 )
 from .features import check_features, denoiser_features
@@ -54,7 +53,7 @@ from .sampling import (
     sampling_sigmas,
     shows_nothing,
 )
-from .size import fit, tile_model
+from .size import fit, native_side, tile_model
 from .styleshot import (
     StyleShot,
     check_styleshot,
