@@ -205,9 +205,9 @@ def test_load_lists_and_validates(small, monkeypatch):
     folder_paths.filename_list_cache.clear()
     assert InSTLoadStyle.define_schema().inputs[0].options == [NO_STYLES]
     assert "Run Learn InST Style once" in InSTLoadStyle.validate_inputs(NO_STYLES)
+    name = saved()
     assert "is not in the folder" in InSTLoadStyle.validate_inputs("gone.safetensors")
     assert "is not in the folder" in InSTLoadStyle.validate_inputs("../../etc/passwd")
-    name = saved()
     assert InSTLoadStyle.define_schema().inputs[0].options == [name]
     assert InSTLoadStyle.validate_inputs(name) is True
     before = InSTLoadStyle.fingerprint_inputs(name)
