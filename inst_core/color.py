@@ -134,10 +134,10 @@ def masked_regions(content: Tensor, style: Tensor, content_mask: Tensor | None, 
     return Regions(*masks)
 
 
-def semantic_regions(content: Tensor, style: Tensor, masks: Regions, features: tuple[Tensor, Tensor]) -> Regions:
-    """``masks``, and outside them the regions that the features (C, h, w) of both pictures show."""
+def semantic_regions(content: Tensor, style: Tensor, masks: Regions, left: Regions,
+                     features: tuple[Tensor, Tensor]) -> Regions:
+    """``masks``, and in what is ``left`` of them the regions that the features (C, h, w) of both pictures show."""
     found = paired_regions(content, style, features)
-    left = masks.left()
     return Regions(*(torch.cat([given, free * more.to(free)])
                      for given, free, more in zip(masks, left, found, strict=True)))
 
@@ -217,10 +217,10 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
 def _by_regions(content: Tensor, style: Tensor, method: str, masks: Regions,
                 features: Callable[[Tensor], Tensor] | None) -> Tensor:
     seen: Sequence = [features(x) for x in (content, style)] if method == SEMANTIC else ()
-    moved = []
+    left, moved = masks.left(), []
     for i, picture in enumerate(content):
         painting, regions = style[i % len(style)], masks
         if seen:
-            regions = semantic_regions(picture, painting, masks, (seen[0][i], seen[1][i % len(style)]))
-        moved.append(move_by_regions(picture, painting, regions, masks.left(), TRANSPORTS[method]))
+            regions = semantic_regions(picture, painting, masks, left, (seen[0][i], seen[1][i % len(style)]))
+        moved.append(move_by_regions(picture, painting, regions, left, TRANSPORTS[method]))
     return torch.stack(moved)

@@ -170,8 +170,7 @@ def whole_method(g: Graph) -> None:
     with g.group("Model and painting", MODELS):
         checkpoint(g)
         painting(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Learn", STYLE):
         learned_style(g)
     with g.group("Style and colours", STYLE):
@@ -278,8 +277,7 @@ def on_sdxl(g: Graph) -> None:
     with g.group("Model and painting", MODELS):
         checkpoint(g, SDXL)
         painting(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Style", STYLE):
         learned_style(g, name="style_sdxl")
         apply_style(g, ("learn", 0))
@@ -354,8 +352,7 @@ def several_paintings(g: Graph) -> None:
         checkpoint(g)
         g.add("paintings", "BatchImagesNode", **{"images.image0": ("painting", 0), "images.image1": ("painting_2", 0)})
         learned_style(g, ("paintings", 0), name="painter")
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         apply_style(g, ("learn", 0))
         repaint(g)
