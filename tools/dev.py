@@ -58,8 +58,7 @@ STAND_INS = {
     "controlnet/control_v11p_sd15_canny_fp16.safetensors": "controlnet/inst-small-demo-controlnet.safetensors",
 }
 
-# Two processes; a file's tests share what they set up. Files go out as tests/pytest.ini has them, the long ones first.
-SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"
+SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile"  # two processes; a file's tests share what they set up
 BROWSER = "--browser"
 CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM_HINT = ("on Debian or Ubuntu 'apt-get install chromium' gets it, or as root 'python3 tools/dev.py test "
