@@ -128,9 +128,10 @@ def learned_on(model, clip, encoder: str = "direct", seen: PictureFeatures | Non
             return learn_style(session, encoder, painting, recipe), words
 
 
-def test_pseudo_words_and_an_adapter_come_closer_than_pseudo_words_alone(open_family):
+@pytest.mark.parametrize("name", ["flux", "z-image"])
+def test_pseudo_words_and_an_adapter_come_closer_than_pseudo_words_alone(open_family, name):
     """Merged it predicts what it learned."""
-    model, clip, _ = open_family("z-image")
+    model, clip, _ = open_family(name)
     pixels = model.model.process_latent_in(latent_of(model)["samples"])
     recipe = Recipe(tokens=TOKENS, steps=10, rate=2e-3, patience=None)
 
