@@ -4,6 +4,7 @@ InST (Zhang et al., CVPR 2023) section 3.2.  All variants share one interface, `
 ``forward(features, generator)`` returns ``{text encoder key: (n, width)}``.
 """
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,10 @@ class StyleEncoder(nn.Module):
     def parameter_groups(self, rate: float) -> list[dict]:
         """What AdamW moves, and how fast."""
         return [{"params": list(self.parameters()), "lr": rate}]
+
+    def attached(self, session) -> AbstractContextManager:
+        """In which the denoiser of a ``learning.Session`` has what is learned of it: nothing, with words alone."""
+        return nullcontext()
 
 
 class PaperEncoder(StyleEncoder):

@@ -5,7 +5,7 @@ The denoiser and the text encoder stay frozen; only the style encoder's paramete
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .adapter import part_weights
 from .bank import Batch, draw_bank, draw_fresh, held_out_bank, prepare, rounds
 from .encoders import PictureFeatures, StyleEncoder, Vectors
 from .loss_scale import LossScale
@@ -132,6 +133,7 @@ class Learned:
         kept: the held-out loss of ``vectors``.
         ended: how the run ended, one of ``ENDINGS``.
         verdict: one line for the person who waited.
+        adapter: weights of the adapter that was learned beside the encoder, if there is one (see ``adapter``).
     """
 
     vectors: Vectors
@@ -141,6 +143,7 @@ class Learned:
     kept: float
     ended: str
     verdict: str
+    adapter: Weights = field(default_factory=dict)
 
 
 def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, recipe: Recipe,
@@ -269,7 +272,8 @@ class Run:
         verdict = (f"{percent(self.gain)} closer to the painting by held-out loss; {ENDINGS[ended]} after "
                    f"{len(self.losses)} of {self.recipe.steps} steps, {self.checks[-1].seconds:.0f} s"
                    f"{describe_economy(room, self.recipe)}")
-        return Learned(vectors, self._weights, self.losses, self.checks, self._kept, ended, verdict)
+        weights, adapter = part_weights(self._weights)
+        return Learned(vectors, weights, self.losses, self.checks, self._kept, ended, verdict, adapter)
 
     def check_gained(self) -> None:
         """Raises ValueError, with the likely reason, if nothing was learned."""

@@ -74,19 +74,33 @@ RECIPES = {
 }
 FAITHFUL = "paper", "released"  # encoders that make one token and learn from all levels
 
+AUTO = "auto"  # an encoder: the one of the quality
+GOOD = "good"
+QUALITIES = {
+    "quick": replace(RECIPES["direct"], steps=40, batch=2),
+    GOOD: RECIPES["direct"],
+    "like the paper": PAPER,
+}
+
 
 def choose_recipe(encoder: str, tokens: int = 0, steps: int = 0, batch: int = 0, rate: float = 0.0,
-                  strongest: float = 1.0, **others) -> Recipe:
-    """The encoder's recipe with the user's choices in it; 0 = what suits the encoder.
+                  strongest: float = 1.0, quality: str = GOOD, **others) -> Recipe:
+    """A recipe with the user's choices in it.
 
-    ``paper`` and ``released`` keep their one token and all levels, whatever is chosen.
+    Args:
+        encoder: whose recipe it is, or ``AUTO``: the recipe of ``quality``.
+        tokens, steps, batch, rate: 0 = as the recipe says.  ``paper`` and ``released`` keep their one token and all
+            levels, whatever is chosen.
 
     Raises:
-        ValueError: an unknown encoder, or a number outside its range.
+        ValueError: an unknown encoder or quality, or a number outside its range.
     """
-    if encoder not in RECIPES:
-        raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(RECIPES)}.")
+    if encoder != AUTO and encoder not in RECIPES:
+        raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join((*RECIPES, AUTO))}.")
+    if quality not in QUALITIES:
+        raise ValueError(f"quality is {quality!r}; expected one of {', '.join(QUALITIES)}.")
+    recipe = QUALITIES[quality] if encoder == AUTO else RECIPES[encoder]
     chosen = {"steps": steps, "batch": batch, "rate": rate}
-    if encoder not in FAITHFUL:
+    if recipe.encoder not in FAITHFUL:
         chosen |= {"tokens": tokens, "strongest": strongest}
-    return replace(RECIPES[encoder], **{name: value for name, value in chosen.items() if value}, **others)
+    return replace(recipe, **{name: value for name, value in chosen.items() if value}, **others)

@@ -98,9 +98,10 @@ def _save_numbered(style: Style, name: str, folder: Path, searched: Iterable[Pat
     """Saves under the next free number and returns the name with it; nothing that is there is ever overwritten."""
     for number in count(_next_free(name, [*searched, folder])):
         label = _numbered(name, number)
-        titled = replace(style, metadata={**style.metadata, "modelspec.title": PurePosixPath(label).name})
+        # Without a title, lists show the name that the file has by then.
+        untitled = {k: v for k, v in style.metadata.items() if k != "modelspec.title"}
         try:
-            save_style(titled, folder / f"{label}{SUFFIX}", with_metadata, overwrite=False)
+            save_style(replace(style, metadata=untitled), folder / f"{label}{SUFFIX}", with_metadata, overwrite=False)
         except FileExistsError:
             continue  # another program took it meanwhile
         return label

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .adapter import DOWN, UP
 from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, read_vectors
 
 FORMAT_VERSION = "1"
@@ -34,6 +35,7 @@ LAYERS = ALL_LAYERS, LATE_LAYERS
 THUMBNAIL_PIXELS = 256
 PARTIAL, DAY = ".partial", 24 * 3600  # suffix of a file that is being written; seconds
 _PREFIX = "inst."
+_ADAPTER = f"{_PREFIX}adapter.diffusion_model."  # what follows "inst.adapter." is what LoRA files call the same tensors
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Style:
         extra: further tensors, such as ``image_embed``.
         metadata: string -> string, the file's header.
         layers: "all", or "late" where only the late decoder blocks of a U-Net are to see it.
+        adapter: low-rank updates of the denoiser's layers, {``layer.lora_up.weight``: (out, rank),
+            ``layer.lora_down.weight``: (rank, in)}; empty where the style is pseudo-words alone.
     """
 
     vectors: Mapping[str, Tensor]
@@ -57,6 +61,12 @@ class Style:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     layers: str = ALL_LAYERS
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def adapter_rank(self) -> int:
+        """0 = there is no adapter."""
+        return next((tensor.shape[0] for key, tensor in self.adapter.items() if key.endswith(DOWN)), 0)
 
     @property
     def tokens(self) -> int:
@@ -95,6 +105,22 @@ def check_vectors(vectors: Mapping[str, Tensor], source: str) -> None:
                          "again.")
 
 
+def check_adapter(adapter: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError unless the tensors are pairs of factors, (out, rank) and (rank, in), all of one rank."""
+    layers = {key.removesuffix(f".{factor}") for key in adapter for factor in (UP, DOWN) if key.endswith(f".{factor}")}
+    ranks = set()
+    for layer in sorted(layers):
+        up, down = (adapter.get(f"{layer}.{factor}") for factor in (UP, DOWN))
+        if up is None or down is None or up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+            raise ValueError(f"{source}: the adapter of {layer} is not a pair of matrices (out, rank) and (rank, in). "
+                             "Copy the file again, or learn the style again.")
+        ranks.add(down.shape[0])
+    if len(ranks) > 1 or 0 in ranks or len(adapter) != 2 * len(layers):
+        raise ValueError(f"{source}: the adapter's tensors do not belong together (ranks {sorted(ranks)}, "
+                         f"{len(adapter)} tensors for {len(layers)} layers). Copy the file again, or learn the style "
+                         "again.")
+
+
 def check_fits(style: Style, widths: Mapping[str, int],
                label: Callable[[Iterable[str]], str | None] = lambda encoders: None) -> None:
     """Raises ValueError unless the style has vectors for exactly the text encoders ``widths`` {key: width}.
@@ -127,6 +153,7 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
     tensors = dict(style.vectors)
     tensors |= {f"{_PREFIX}encoder.{k}": v for k, v in style.encoder_weights.items()}
     tensors |= {_PREFIX + k: v for k, v in style.extra.items()}
+    tensors |= {_ADAPTER + k: v for k, v in style.adapter.items()}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}
     metadata = {**style.metadata, "inst.version": FORMAT_VERSION, "inst.encoder": style.encoder,
                 "inst.family": style.family, "inst.layers": style.layers}
@@ -147,6 +174,7 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
         OSError: the folder cannot be written.
     """
     check_vectors(style.vectors, "the style")
+    check_adapter(style.adapter, "the style")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path.parent)
     temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
@@ -195,7 +223,7 @@ def _read_bytes(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            size, start = os.fstat(file.fileno()).st_size, file.read(9)
             _check_start(path.name, size, start)
             file.seek(0)
             return file.read()
@@ -211,12 +239,14 @@ def _check_start(name: str, size: int, start: bytes) -> None:
     if size > MAX_BYTES:
         raise ValueError(f"{name} has {size / 2**20:.0f} MB; a style file has at most {MAX_BYTES // 2**20} MB. "
                          "This looks like a model checkpoint.")
+    length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
+    if 0 < length <= size - 8 and start[8:] == b"{":
+        return  # whatever two bytes its length begins with
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError(f"{name} is a pickle (a torch .pt file under another name). Pickles can run code and are not "
                          f"opened here. If it is a textual inversion of another tool: {USE_IN_PROMPT} Official InST "
                          "files go through Import InST embeddings.pt.")
-    if len(start) < 8 or not 0 < struct.unpack("<Q", start)[0] <= size - 8:
-        raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
+    raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
 
 
 def load_style(path: Path) -> Style:
@@ -248,19 +278,21 @@ def load_style(path: Path) -> Style:
     if bad:
         raise ValueError(f"{path.name}: {bad[0]} contains NaN or infinite values. Learn the style again.")
     weights = f"{_PREFIX}encoder."
+    adapter = {k[len(_ADAPTER):]: v.float() for k, v in inner.items() if k.startswith(_ADAPTER)}
+    check_adapter(adapter, path.name)
     return Style(
         vectors={k: v.float() for k, v in vectors.items()},
         encoder=metadata.get("inst.encoder", "direct"),
         family=metadata.get("inst.family", ""),
         layers=metadata.get("inst.layers", ALL_LAYERS),
         encoder_weights={k[len(weights):]: v for k, v in inner.items() if k.startswith(weights)},
-        extra={k[len(_PREFIX):]: v for k, v in inner.items() if not k.startswith(weights)},
+        extra={k[len(_PREFIX):]: v for k, v in inner.items() if not k.startswith((weights, _ADAPTER))},
         metadata=metadata,
+        adapter=adapter,
     )
 
 
-def style_metadata(title: str, family: str, source: str, settings, learned, prompt: str,
-                   pictures: Tensor) -> dict[str, str]:
+def style_metadata(family: str, source: str, settings, learned, prompt: str, pictures: Tensor) -> dict[str, str]:
     """Header of a learned style: ModelSpec keys for other tools, ``inst.*`` for ours.
 
     Args:
@@ -273,7 +305,6 @@ def style_metadata(title: str, family: str, source: str, settings, learned, prom
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{family}/textual-inversion",
         "modelspec.implementation": "ComfyUI-InST",
-        "modelspec.title": title,
         "modelspec.usage_hint": "Apply InST Style, or embedding:<file name> in any prompt",
         "modelspec.thumbnail": thumbnail(pictures[0]),
         "inst.base_model": source,

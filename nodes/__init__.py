@@ -2,10 +2,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..inst_core import host
+from .adapter import InSTApplyStyleAdapter
 from .color import InSTMatchColor
 from .compare import InSTComparisonGrid, InSTMetrics
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
 from .learn import InSTLearnStyle
+from .size import InSTFitToModel, InSTTileModel
 from .style import InSTImportEmbeddings, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 from .styleshot import InSTApplyStyleShot, InSTLoadStyleShot
 from .transfer import InSTGatysStyleTransfer, InSTLoadStyleTransferModel, InSTTransferStyle
@@ -27,12 +29,17 @@ NODES: list[type[io.ComfyNode]] = [
     InSTApplyStyleShot,
     InSTComparisonGrid,
     InSTMetrics,
+    InSTFitToModel,
+    InSTTileModel,
+    InSTApplyStyleAdapter,
 ]
 
 
 class InSTExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folders()
+        host.offer_samples()
+        host.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -82,12 +82,11 @@ class InSTMetrics(io.ComfyNode):
 
         return io.Schema(
             node_id="InST_Metrics",
-            display_name="Style Transfer Metrics",
+            display_name="Content and Style Metrics",
             category=COMPARE_CATEGORY,
             description="How much of the content stayed, how much of the style came, and how much was only copied, "
                         "beside the same numbers of trivial results.",
-            search_aliases=["lpips", "artfid", "gram", "csd", "clip score", "evaluate style transfer", "ssim",
-                            "compare style transfer"],
+            search_aliases=["lpips", "artfid", "gram", "csd", "clip score", "evaluate", "ssim", "measure similarity"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("content", tooltip="The photographs: one, or one for each result."),

@@ -37,7 +37,7 @@ class InSTStochasticInvert(io.ComfyNode):
                 timing_input(),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="The sampler's levels, for SamplerCustomAdvanced or KSampler (Advanced). Their "
-                                        "first one then replaces strength and timing."),
+                                        "first one then replaces repaint strength and timing."),
                 io.Int.Input("steps", default=50, min=1, max=1000, optional=True, advanced=True,
                              tooltip="DDIM steps that timing 'released' counts its start in."),
             ],
@@ -65,7 +65,8 @@ class InSTSample(io.ComfyNode):
             display_name="InST Sample",
             category=CATEGORY,
             description="Repaints a photograph: stochastic inversion, then sampling from its level.",
-            search_aliases=["style transfer", "img2img", "restyle", "ksampler", "inst"],
+            search_aliases=["style transfer", "img2img", "restyle", "repaint", "stylize", "painting",
+                            "photo to painting", "ksampler", "inst"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint, with LoRAs and patches if you like."),
                 io.Conditioning.Input("positive", tooltip="From Apply InST Style, ControlNet included."),
@@ -75,7 +76,7 @@ class InSTSample(io.ComfyNode):
                                tooltip="From Stochastic Invert Latent. Without it the inversion is done here."),
                 io.Int.Input("steps", default=50, min=1, max=1000,
                              tooltip="Sampling steps. With timing 'released', steps of the whole schedule, of which "
-                                     "the share 'strength' is run."),
+                                     "the share 'repaint strength' is run."),
                 io.Float.Input("cfg", default=10.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance. The released code uses 10; 5 to 7 is milder."),
                 io.Combo.Input("sampler", options=host.SAMPLERS, default="ddim", tooltip="Any host sampler."),
@@ -86,8 +87,8 @@ class InSTSample(io.ComfyNode):
                            "does nothing: the seed of Stochastic Invert Latent counts."),
                 timing_input(),
                 io.Sigmas.Input("sigmas", optional=True,
-                                tooltip="Levels to sample at instead of steps, scheduler, strength and timing, such as "
-                                        "those of InST Cosine Scheduler."),
+                                tooltip="Levels to sample at instead of steps, scheduler, repaint strength and timing, "
+                                        "such as those of InST Cosine Scheduler."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The repainted latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -126,7 +127,7 @@ class InSTCosineScheduler(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will sample."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="The level to start from, the same scale as strength."),
+                               tooltip="The level to start from, the same scale as repaint strength."),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For InST Sample or SamplerCustomAdvanced.")],
         )

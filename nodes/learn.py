@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 from ..inst_core import host, library, preprocess, saving
 from ..inst_core.encoders import ENCODERS
 from ..inst_core.learning import STOPPED, Learned
-from ..inst_core.recipes import RECIPES, START_WORDS, choose_recipe
+from ..inst_core.recipes import AUTO, GOOD, QUALITIES, RECIPES, START_WORDS, choose_recipe
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
-from .sockets import CATEGORY, InstStyle, LossMap, seed_input
+from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, seed_input
 
 
 def suited(name: str) -> str:
@@ -33,39 +33,45 @@ class InSTLearnStyle(io.ComfyNode):
             category=CATEGORY,
             description="Learns the style of one painting as a few pseudo-words for your checkpoint, and saves it as a "
                         "small file that also works as embedding:name.",
-            search_aliases=["style transfer", "textual inversion", "train style", "learn embedding", "inst"],
+            search_aliases=["style transfer", "painting", "artist", "art style", "photo to painting",
+                            "textual inversion", "train style", "learn embedding", "embedding training", "dreambooth",
+                            "lora training", "inst"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint to learn for, from Load Checkpoint. LoRAs are seen."),
                 io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="One painting, any size. A batch is several paintings of one style."),
                 io.ClipVision.Input("clip_vision", optional=True,
-                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision, for all encoders but direct."),
-                io.Combo.Input("encoder", options=list(RECIPES), default="direct",
-                               tooltip="direct: free vectors, works on every model. attention: learned queries over "
-                                       "CLIP's view of the painting. paper: the published module. released: the "
-                                       "published code with its quirks, for comparison."),
-                io.Int.Input("tokens", default=RECIPES["direct"].tokens, min=1, max=32,
+                                    tooltip="CLIP ViT-L/14 from Load CLIP Vision. Only quality 'like the paper' and "
+                                            "the encoders attention, paper and released need it."),
+                io.Combo.Input("encoder", options=[*RECIPES, AUTO], default=AUTO, advanced=True,
+                               tooltip="auto: as quality says. The others are learned by their own recipe, whatever "
+                                       "the quality. direct: free vectors, works on every model. attention: learned "
+                                       "queries over CLIP's view of the painting. paper: the published module. "
+                                       "released: the published code with its quirks, for comparison."),
+                io.Int.Input("tokens", default=RECIPES["direct"].tokens, min=1, max=32, advanced=True,
                              tooltip="How many pseudo-words the style gets. More hold more detail; paper and released "
                                      "always have one."),
-                io.Int.Input("steps", default=0, min=0, max=100000,
-                             tooltip=f"Optimiser steps at the most. 0 = what suits the encoder: {suited('steps')}."),
+                io.Int.Input("steps", default=0, min=0, max=100000, advanced=True, extra_dict=ZERO_IS_AUTO,
+                             tooltip=f"Optimiser steps at the most. auto (0): as quality says, or {suited('steps')}."),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=0.0001, round=False,
+                               advanced=True, extra_dict=ZERO_IS_AUTO,
                                tooltip="How far the pseudo-words move in a step, meant for CLIP-L and adapted to other "
-                                       f"text encoders. 0 = what suits the encoder: {suited('rate')}."),
-                io.Int.Input("batch_size", default=0, min=0, max=64,
-                             tooltip="Noise levels looked at in every step. More is smoother and slower. 0 = what "
-                                     f"suits the encoder: {suited('batch')}."),
+                                       f"text encoders. auto (0): as quality says, or {suited('rate')}."),
+                io.Int.Input("batch_size", default=0, min=0, max=64, advanced=True, extra_dict=ZERO_IS_AUTO,
+                             tooltip="Noise levels looked at in every step. More is smoother and slower. auto "
+                                     f"(0): as quality says, or {suited('batch')}."),
                 seed_input("Same inputs and seed give the same style. Kept fixed, so that a style is not learned "
                            "again on every run."),
                 io.String.Input("prompt", default="*", optional=True,
                                 tooltip="What the painting shows, with * for the style: 'a village at night in the "
                                         "style of *'. Words you write here do not have to be learned."),
                 io.String.Input("name", default="style", optional=True,
-                                tooltip="File name of the style, without a folder. A number is added."),
-                io.Int.Input("resolution", default=512, min=64, max=2048, step=64, optional=True, advanced=True,
-                             tooltip="The painting is learned at about this many pixels squared: 512 for SD 1.x, 1024 "
-                                     "for SDXL."),
+                                tooltip="File name of the style, also in a folder: painters/monet. A number is added."),
+                io.Int.Input("resolution", default=0, min=0, max=2048, step=64, optional=True, advanced=True,
+                             extra_dict=ZERO_IS_AUTO,
+                             tooltip="The painting is learned at about this many pixels squared. auto (0): what the "
+                                     "model was made for, such as 512 for SD 1.x and 1024 for SDXL."),
                 io.String.Input("start", default=START_WORDS, optional=True, advanced=True,
                                 tooltip="Words that direct and attention start from, such as 'oil painting, impasto'."),
                 io.Float.Input("max_seconds", default=0.0, min=0.0, max=86400.0, step=1.0, optional=True, advanced=True,
@@ -82,6 +88,18 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Boolean.Input("learn_again", default=False, optional=True, advanced=True,
                                  tooltip="Off: a style that was learned before from the same painting, models and "
                                          "settings is loaded from its file, whatever its name. On: learn it anew."),
+                io.Combo.Input("quality", options=list(QUALITIES), default=GOOD, optional=True,
+                               tooltip="quick: a first look, about a fifth of the work of good. good: the best this "
+                                       "pack knows. like the paper: the published network and its 6100 steps, which "
+                                       "take hours without a GPU and need clip_vision."),
+                InstStyle.Input("style", optional=True,
+                                tooltip="A style from Load InST Style: it is handed on, and nothing is learned. For "
+                                        "switching between learning and reusing."),
+                io.Int.Input("adapter_rank", default=0, min=0, max=64, optional=True, advanced=True,
+                             tooltip="Above 0 a small adapter (a LoRA of this rank, on the attention of the model's "
+                                     "late half) is learned with the pseudo-words and saved in the same file; Apply "
+                                     "InST Style Adapter puts it on a model. For models on which pseudo-words alone "
+                                     "do little; 8 is a good start. 0 = pseudo-words only."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -92,23 +110,39 @@ class InSTLearnStyle(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name="style") -> bool | str:
+        try:
+            saving.check_name("style" if name is None else name)  # None: from another node
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
-                clip_vision=None, prompt="*", name="style", resolution=512, start=START_WORDS, max_seconds=0.0,
-                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False) -> io.NodeOutput:
+                clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
+                continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
+                quality=GOOD, style=None, adapter_rank=0) -> io.NodeOutput:
+        if style is not None:
+            said = "The connected style is used; nothing is learned."
+            cls.say(said)
+            return io.NodeOutput(style, {"loss": style.losses}, ui=ui.PreviewText(said))
         host.check_learnable(model, clip, vae)
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)
         name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
-        recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, start=start, seed=seed,
-                               seconds=max_seconds)
+        recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
+                               seed=seed, seconds=max_seconds)
+        resolution = host.side_to_learn_at(model, resolution)
         module = host.make_encoder(clip, recipe, continue_from, layers)
-        vision = clip_vision if ENCODERS[encoder].needs_picture else None
+        module = host.with_adapter(module, model, adapter_rank, recipe, layers, continue_from)
+        vision = clip_vision if ENCODERS[recipe.encoder].needs_picture else None
 
         key = library.learning_key(
             pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
             recipe=[asdict(recipe), prompt, resolution, layers],
-            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights])
+            continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
+            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}))
         if not learn_again and (known := library.find(key, host.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
@@ -118,11 +152,12 @@ class InSTLearnStyle(io.ComfyNode):
 
         def save(learned: Learned) -> tuple[Style, str]:
             stopped = learned.ended == STOPPED
-            metadata = style_metadata(name, host.family_of(model), host.source_of(model), recipe, learned, prompt,
+            metadata = style_metadata(host.family_of(model), host.source_of(model), recipe, learned, prompt,
                                       pictures)
             metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-            style = Style(learned.vectors, encoder, host.family_of(model), learned.weights, extra, metadata, layers)
+            style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,
+                          layers, learned.adapter)
             saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
                                     host.metadata_enabled(), host.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")

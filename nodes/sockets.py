@@ -9,6 +9,7 @@ from ..inst_core.inversion import TIMINGS
 CATEGORY = "InST"
 COMPARE_CATEGORY = f"{CATEGORY}/compare"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+ZERO_IS_AUTO = {"zero": "auto"}  # extra_dict of a number: web/inst.js writes "auto" for its 0
 
 InstStyle = io.Custom("INST_STYLE")
 LossMap = io.Custom("LOSS_MAP")
@@ -16,7 +17,7 @@ LossMap = io.Custom("LOSS_MAP")
 
 def strength_input(default: float = 0.7) -> io.Float.Input:
     return io.Float.Input(
-        "strength", default=default, min=0.0, max=1.0, step=0.01,
+        "strength", display_name="repaint strength", default=default, min=0.0, max=1.0, step=0.01,
         tooltip="How much of the photograph is redone: 0.5 keeps the layout closely, 0.7 is the paper's example, 1 "
                 "keeps almost nothing. It is a noise level, so it means the same for any number of steps.")
 

@@ -21,7 +21,8 @@ class InSTStyleConditioning(io.ComfyNode):
             display_name="Apply InST Style",
             category=CATEGORY,
             description="A prompt in which * stands for a learned style.",
-            search_aliases=["style transfer", "style prompt", "style conditioning", "textual inversion"],
+            search_aliases=["style transfer", "style prompt", "style conditioning", "textual inversion", "artist",
+                            "art style", "painting"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Text encoder of the family that the style was learned on."),
                 InstStyle.Input("style", tooltip="From Learn InST Style or Load InST Style."),
@@ -29,14 +30,14 @@ class InSTStyleConditioning(io.ComfyNode):
                                 tooltip="Prompt with * where the style goes; without one, 'in the style of *' is added."
                                         " Weights work where the model's prompts know them: (*:1.2). \\* is a star "
                                         "that is not the style."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                io.Float.Input("strength", display_name="style strength", default=1.0, min=0.0, max=2.0, step=0.05,
                                tooltip="0 = the word that learning started from ('painting') in its place, 1 = the "
                                        "style as learned, 2 = twice as far from that word."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                                tooltip="Where in the noise schedule the style sets in: 0 = pure noise, 1 = the "
                                        "finished picture. Before it the strength is 0."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                               tooltip="Where the style ends. Sampling at InST Sample's strength 0.7 begins at 0.3."),
+                               tooltip="Where the style ends. Sampling at repaint strength 0.7 begins at 0.3."),
                 io.Combo.Input("shape", options=list(SHAPES), default=SHAPES[0], optional=True, advanced=True,
                                tooltip="Between start and end the strength stays (constant), rises to its full height "
                                        "(ease in) or falls from it (ease out)."),
@@ -61,10 +62,12 @@ class InSTLoadStyle(io.ComfyNode):
             node_id="InST_LoadStyle",
             display_name="Load InST Style",
             category=CATEGORY,
-            description="A style file from models/inst_styles or output/inst_styles.",
-            search_aliases=["style transfer", "load embedding", "inst style"],
+            description="A learned style from its file, with the painting it was learned from.",
+            search_aliases=["style transfer", "load embedding", "inst style", "artist", "art style", "painting"],
             inputs=[io.Combo.Input("style_name", options=host.style_files() or [NO_STYLES],
-                                   tooltip="Learned styles appear here after pressing R.")],
+                                   tooltip="Files in models/inst_styles and output/inst_styles; what was just learned "
+                                           "appears after pressing R. Those in inst-demo ship with this pack and fit "
+                                           "its demo checkpoint only.")],
             outputs=[InstStyle.Output(display_name="style", tooltip="For Apply InST Style.")],
         )
 
@@ -74,8 +77,9 @@ class InSTLoadStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, style_name) -> bool | str:
-        if style_name == NO_STYLES:
-            return "There is no style yet. Run Learn InST Style once, then press R and choose it here."
+        if style_name == NO_STYLES or not host.style_files():
+            return ("There is no style yet: learn one first. Run Learn InST Style once (template 2 Learn a style), "
+                    "then press R and choose it here.")
         try:
             host.style_path(style_name)
         except ValueError as error:

@@ -37,7 +37,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
 
         return io.Schema(
             node_id="InST_LoadStyleTransferModel",
-            display_name="Load Style Transfer Model",
+            display_name="Load StyTr2, AdaAttN or CAST",
             category=COMPARE_CATEGORY,
             description="StyTr2, AdaAttN (pictures or video) or CAST from their released files in "
                         "models/style_transfer. Choose all files of one model, in any order; they are recognised by "
@@ -51,7 +51,8 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
                 more(3, "Another file of the same model, or none."),
                 more(4, "Another file of the same model, or none."),
             ],
-            outputs=[StyleTransferModel.Output(display_name="style_transfer_model", tooltip="For Transfer Style.")],
+            outputs=[StyleTransferModel.Output(display_name="style_transfer_model",
+                                               tooltip="For Apply StyTr2, AdaAttN or CAST.")],
         )
 
     @classmethod
@@ -73,13 +74,13 @@ class InSTTransferStyle(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="InST_TransferStyle",
-            display_name="Transfer Style",
+            display_name="Apply StyTr2, AdaAttN or CAST",
             category=COMPARE_CATEGORY,
             description="Repaints pictures or video frames in the manner of a style picture, in one pass of a "
                         "feed-forward network.",
             search_aliases=["style transfer", "stytr2", "adaattn", "cast", "neural style", "stylize"],
             inputs=[
-                StyleTransferModel.Input("style_transfer_model", tooltip="From Load Style Transfer Model."),
+                StyleTransferModel.Input("style_transfer_model", tooltip="From Load StyTr2, AdaAttN or CAST."),
                 io.Image.Input("content", tooltip="Photographs or video frames, any size; the result has the same."),
                 io.Image.Input("style", tooltip="One style picture, any size, or one for each content picture."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05,

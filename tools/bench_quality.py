@@ -39,6 +39,13 @@ def paintings_of(folder: Path | None) -> list[Path]:
     return [roots[name] / rest for name, rest in (p.split("/", 1) for p in PACKAGED)]
 
 
+def picture_of(path: Path) -> torch.Tensor:
+    """(1, H, W, 3) in [0, 1]"""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    return pil_to_tensor(Image.open(path).convert("RGB")).permute(1, 2, 0)[None] / 255
+
+
 class Bench:
     """A checkpoint and a size at which paintings are learned on it."""
 
@@ -57,17 +64,18 @@ class Bench:
                 str(checkpoint), embedding_directory=[""], te_model_options=options)[:3]
             self.vision = comfy.clip_vision.load(str(vision))
 
+    def look_at(self, path: Path, recipe):
+        from inst_core import host
+
+        return host.look_at(picture_of(path), recipe, self.model, self.vae, self.vision, self.pixels)
+
     @torch.inference_mode()
     def learn(self, path: Path, recipe, layers: str = "all", report=lambda step: None):
         """One style, learned as Learn InST Style does."""
-        from torchvision.transforms.functional import pil_to_tensor
-
         from inst_core import host
 
-        picture = pil_to_tensor(Image.open(path).convert("RGB")).permute(1, 2, 0)[None] / 255
         encoder = host.make_encoder(self.clip, recipe)
-        painting = host.look_at(picture, recipe, self.model, self.vae, self.vision, self.pixels)
-        return host.learn(self.model, self.clip, encoder, painting, recipe, "*", layers, report)
+        return host.learn(self.model, self.clip, encoder, self.look_at(path, recipe), recipe, "*", layers, report)
 
 
 # ---- runs that are kept ----

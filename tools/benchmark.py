@@ -4,6 +4,8 @@
     .dev/venv/bin/python tools/benchmark.py learn      a style learned: the released recipe, ours, the device's limit
     .dev/venv/bin/python tools/benchmark.py quality    held-out loss against seconds and samples, released and ours
     .dev/venv/bin/python tools/benchmark.py ablation   every default of learning, changed one at a time
+    .dev/venv/bin/python tools/benchmark.py adapter    held-out loss with and without an adapter beside the words
+    .dev/venv/bin/python tools/benchmark.py memory     the highest memory while text encoder and denoiser take turns
     .dev/venv/bin/python tools/benchmark.py methods    the comparison methods against their official arithmetic
 
 Each takes --help.
@@ -12,11 +14,14 @@ import argparse
 import sys
 
 import bench_ablation
+import bench_adapter
 import bench_learn
+import bench_memory
 import bench_methods
 import bench_quality
 
-KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "methods": bench_methods}
+KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "adapter": bench_adapter,
+         "memory": bench_memory, "methods": bench_methods}
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from workflow_api import to_api
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-INST, GATYS = WORKFLOWS / "3_content_and_style.json", WORKFLOWS / "compare_gatys.json"
+INST, GATYS = WORKFLOWS / "04_everything_in_one_graph.json", WORKFLOWS / "19_gatys.json"
 DEMO_CHECKPOINT, UNTRAINED_CHECKPOINT = "inst-demo.safetensors", "inst-small.safetensors"
 # Without meaning in the weights few steps show all there is to see; more guidance drowns the photograph.
 UNTRAINED = Settings(learning_steps=24, batch=1, learning_rate=0.0, strength=0.7, cfg=3.0, steps=35)
@@ -108,8 +108,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     models = arguments.home / "models"
     vision = arguments.clip_vision and place(arguments.clip_vision, models / "clip_vision")
     if arguments.checkpoint is not None:
-        widgets = {} if vision else {"InST_LearnStyle": {"encoder": "direct", "tokens": 4, "learning_rate": 0.0,
-                                                         "steps": 100, "batch_size": 4}}
+        widgets = {"InST_LearnStyle": {"quality": "like the paper"}} if vision else {}
         name, side = place(arguments.checkpoint, models / "checkpoints"), native_side(arguments.checkpoint)
     elif (models / "checkpoints" / DEMO_CHECKPOINT).is_file():
         name, side, widgets = DEMO_CHECKPOINT, SIDE, chosen(DEMO)
@@ -124,7 +123,6 @@ def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> N
                 "Painting": place(arguments.style, arguments.home / "input", link=False)}
     side = chosen_plan.side
     values: Widgets = {"CheckpointLoaderSimple": {"ckpt_name": chosen_plan.checkpoint},
-                       "CLIPVisionLoader": {"clip_name": chosen_plan.vision},
                        "ImageScaleToTotalPixels": {"megapixels": side**2 / 2**20},
                        "InST_LearnStyle": {"resolution": side},
                        "InST_GatysStyleTransfer": {"size": side, "steps": GATYS_STEPS}}
@@ -136,17 +134,18 @@ def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> N
         node["inputs"] |= values.get(node["class_type"], {})
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = pictures[node["_meta"]["title"]]
-    if chosen_plan.vision is None:
-        leave_out(prompt, "CLIPVisionLoader")
+    if chosen_plan.vision is not None:
+        connect_vision(prompt, chosen_plan.vision)
 
 
-def leave_out(prompt: dict, kind: str) -> None:
-    """Removes the nodes of a class, and the wires from them."""
-    gone = {key for key, node in prompt.items() if node["class_type"] == kind}
-    for key in gone:
-        del prompt[key]
-    for node in prompt.values():
-        node["inputs"] = {k: v for k, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in gone)}
+def connect_vision(prompt: dict, name: str) -> None:
+    """Gives the nodes that learn a CLIP vision model."""
+    learners = [node for node in prompt.values() if node["class_type"] == "InST_LearnStyle"]
+    if learners:
+        prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": name},
+                            "_meta": {"title": "Load CLIP Vision"}}
+    for node in learners:
+        node["inputs"]["clip_vision"] = ["vision", 0]
 
 
 class Display:

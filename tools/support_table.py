@@ -1,4 +1,4 @@
-"""Writes the table of supported model families into the README.
+"""Writes the table of supported model families into docs/models.md.
 
     python tools/support_table.py
 """
@@ -41,8 +41,8 @@ NOTES = """
 2. ComfyUI's reader turns the line breaks behind the style, in the text that the family writes around its prompts, into
    spaces. Apply InST Style leaves that text as it is.
 3. ComfyUI's tokenizer of the family reads no embeddings, or breaks on them. Apply InST Style works.
-4. A part of their attention has no backward pass in ComfyUI: [what would open them](docs/models.md).
-5. Refused by name with the reason: [docs/models.md](docs/models.md).
+4. A part of their attention has no backward pass in ComfyUI: what would open them stands below.
+5. Refused by name with the reason, which stands below.
 6. They want a masked or second picture beside the noisy latent. Use the base checkpoint with *Set Latent Noise Mask*.
 7. Frames as a batch of pictures work with image models.
 
@@ -57,14 +57,14 @@ def render() -> str:
     return "\n".join(lines) + "\n" + NOTES
 
 
-def in_readme() -> str:
+def in_docs() -> str:
     """What stands between the marks."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "models.md").read_text()
     return text.partition(BEGIN)[2].partition(END)[0]
 
 
 def main() -> None:
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "models.md"
     path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + render() + END, path.read_text(), flags=re.S))
 
 

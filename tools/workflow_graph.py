@@ -5,6 +5,7 @@ What is written is what ComfyUI's front end saves: UI format, version 0.4.
 from __future__ import annotations
 
 import contextlib
+import copy
 import textwrap
 import uuid
 from collections.abc import Iterator
@@ -16,12 +17,16 @@ PACK = {"cnr_id": "inst-style-transfer", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 
 # What the front end needs, in its pixels; tests/browser compares with what it draws.
-WIDTH, TITLE, GAP, PADDING, HEADING = 290, 30, 24, 16, 46
+WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 300, 17, 44
-SHOWN_LATER = 290  # room for what a node shows once it has run
-SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_LearnStyle", "InST_Sample", "KSampler",
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 56
+SHOWN_LATER = 270  # room for what a node shows once it has run
+SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_Sample", "KSampler",
          "SamplerCustomAdvanced", "InST_GatysStyleTransfer", "InST_TransferStyle"}
+# The painting of a style; a line of text; text and pictures.
+ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70, "InST_LearnStyle": 310}
+
+PREVIEW = "$$canvas-image-preview"  # the front end's name of the pictures in a node
 
 INPUT = "in"  # source of a link from outside of a subgraph
 
@@ -84,7 +89,7 @@ def height(kind: str, info: dict, rows: int) -> int:
         extra += TEXT if options.get("multiline") else WIDGET
         extra += WIDGET + PICTURE + 4 if options.get("image_upload") else 0
     return SOCKET * rows + FRAME + extra + WIDGET * controls + (8 if widgets else 0) \
-        + (SHOWN_LATER if kind in SHOWS else 0)
+        + ALSO.get(kind, SHOWN_LATER if kind in SHOWS else 0)
 
 
 class Graph:
@@ -101,17 +106,18 @@ class Graph:
         self.groups: list[dict] = []
         self.ids: dict[str, int] = {}
         self.promoted: list[tuple[int, str, str]] = []  # (node, widget, name outside)
+        self.subgraphs: list[dict] = []
         self.margin, self.left, self.top, self.y, self.below, self.width = 0, 0, 0, 0, 0, WIDTH
 
     def note(self, title: str, text: str) -> None:
-        """The note that every shipped workflow begins with, left of everything."""
+        """The note that every shipped workflow begins with, above everything."""
         lines = sum(max(1, len(textwrap.wrap(line, NOTE_LETTERS))) for line in text.splitlines())
+        tall = NOTE_FRAME + NOTE_LINE * lines
         self.nodes.append({
-            "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [0, 0],
-            "size": [NOTE_WIDTH, 40 + NOTE_LINE * lines], "flags": {}, "order": len(self.nodes), "mode": 0,
+            "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [0, -tall - GAP],
+            "size": [NOTE_WIDTH, tall], "flags": {}, "order": len(self.nodes), "mode": 0,
             "inputs": [], "outputs": [], "title": title, "properties": {}, "widgets_values": [text],
             "color": "#432", "bgcolor": "#653"})
-        self.margin = self.left = NOTE_WIDTH + 2 * PADDING
 
     @contextlib.contextmanager
     def group(self, title: str, color: str, width: int = WIDTH) -> Iterator[None]:
@@ -121,7 +127,7 @@ class Graph:
         yield
         self.left += width + PADDING
         inside = self.nodes[first:]
-        bottom = max(n["pos"][1] + n["size"][1] for n in inside) + PADDING
+        bottom = max(n["pos"][1] + n["size"][1] for n in inside) + 2 * PADDING
         self.groups.append({"id": len(self.groups) + 1, "title": title, "color": color, "font_size": 24, "flags": {},
                             "bounding": [left, self.top, self.left - left, bottom - self.top]})
         self.left += PADDING
@@ -174,6 +180,18 @@ class Graph:
         self.nodes.append(node | ({"title": title} if title else {}))
         self.y += node["size"][1] + TITLE + GAP
 
+    def place(self, name: str, blueprint: dict, **sockets: tuple[str, int]) -> None:
+        """The box of a blueprint, with links into its sockets."""
+        box, node_id = copy.deepcopy(blueprint["nodes"][0]), len(self.nodes) + 1
+        self.ids[name] = node_id
+        self.subgraphs += blueprint["definitions"]["subgraphs"]
+        for place, entry in enumerate(box["inputs"]):
+            if entry["name"] in sockets:
+                slot = Socket(entry["name"], entry["type"], False, False)
+                entry["link"] = self._link(sockets[entry["name"]], node_id, place, slot)
+        self.nodes.append(box | {"id": node_id, "pos": [self.left, self.y], "order": len(self.nodes)})
+        self.y += box["size"][1] + TITLE + GAP
+
     def _properties(self, kind: str, values: list) -> dict:
         files = [v for v in values if isinstance(v, str) and v in self.downloads]
         models = [{"name": f, "url": self.downloads[f].url, "directory": self.downloads[f].folder} for f in files]
@@ -204,15 +222,16 @@ class Graph:
         self._finish()
         return {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
                 "links": [list(link) for link in self.links], "groups": self.groups, "config": {}, "extra": {},
-                "version": 0.4}
+                "version": 0.4, **({"definitions": {"subgraphs": self.subgraphs}} if self.subgraphs else {})}
 
     def blueprint(self, name: str, category: str, description: str, inputs: list[str],
-                  outputs: dict[str, tuple[str, int]]) -> dict:
+                  outputs: dict[str, tuple[str, int]], shown: tuple[str, ...] = ()) -> dict:
         """A file with one node that holds this graph: a subgraph blueprint.
 
         Args:
             inputs: names of the subgraph's inputs and widgets, in the order in which they are shown.
             outputs: name -> (node, output) of what comes out of it.
+            shown: nodes whose previews the box shows.
         """
         starts = [(label, next(link[5] for link in self.links if link[2] == label),
                    [link[0] for link in self.links if link[2] == label]) for label in inputs]
@@ -246,12 +265,15 @@ class Graph:
                                strict=True)) for link in self.links]}
         rows = max(len(starts) - len(widgets), len(ends))
         box = {"id": 1, "type": subgraph_id, "pos": [0, 0],
-               "size": [WIDTH, SOCKET * rows + FRAME + WIDGET * len(widgets) + TEXT], "flags": {}, "order": 0,
-               "mode": 0,
+               "size": [WIDTH, SOCKET * rows + FRAME + WIDGET * len(widgets) + TEXT + SHOWN_LATER],
+               "flags": {}, "order": 0, "mode": 0,
                "inputs": [{"name": label, "type": kind, "link": None,
                            **({"widget": {"name": label}} if label in widgets else {})} for label, kind, _ in starts],
                "outputs": [{"name": label, "type": kind, "links": []} for label, kind, _ in ends],
-               "properties": {**PACK, "proxyWidgets": [[str(node), widget] for node, widget, _ in promoted]},
+               "properties": {
+                   **PACK, "proxyWidgets": [[str(node), widget] for node, widget, _ in promoted],
+                   "previewExposures": [{"name": node, "sourceNodeId": str(self.ids[node]),
+                                         "sourcePreviewName": PREVIEW} for node in shown]},
                "widgets_values": [], "title": name}
         return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [box], "links": [], "groups": [],
                 "config": {}, "extra": {}, "version": 0.4, "definitions": {"subgraphs": [subgraph]}}

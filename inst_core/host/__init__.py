@@ -2,13 +2,16 @@
 
 ``files``: folders and reading. ``progress``: bars, previews, cancel. ``families``: which model can do what. ``parts``:
 whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
-``sampling``: noise levels and sampling. ``training``: models that can be differentiated. ``learning``: a style learned
-on them. ``styleshot``: StyleShot's networks and attention patches.
+``sampling``: noise levels and sampling. ``size``: the size a model was made for. ``training``: models that can be
+differentiated. ``learning``: a style learned on them. ``adapter``: a style's low-rank updates of the denoiser.
+``routes``: what the editor asks for. ``styleshot``: StyleShot's networks and attention patches.
 """
+from .adapter import adapted, with_adapter
 from .families import (
     PAPER_FAMILY,
     family_of,
     label_of_encoders,
+    native_side,
     source_of,
 )
 from .files import (
@@ -20,6 +23,7 @@ from .files import (
     metadata_enabled,
     model_files,
     model_path,
+    offer_samples,
     register_folders,
     searched_folders,
     style_files,
@@ -27,7 +31,7 @@ from .files import (
     style_path,
 )
 from .identity import identify
-from .learning import learn, look_at, make_encoder
+from .learning import learn, look_at, make_encoder, side_to_learn_at
 from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
@@ -36,6 +40,7 @@ from .progress import (
     Progress,
     show_text,
 )
+from .routes import add_routes
 from .sampling import (
     SAMPLERS,
     SCHEDULERS,
@@ -48,6 +53,7 @@ from .sampling import (
     sampling_sigmas,
     shows_nothing,
 )
+from .size import fit, tile_model
 from .styleshot import (
     StyleShot,
     check_styleshot,
@@ -77,6 +83,8 @@ __all__ = [
     "LearningView",
     "Progress",
     "StyleShot",
+    "adapted",
+    "add_routes",
     "changes_nothing",
     "check_copyable",
     "check_invertible",
@@ -90,6 +98,7 @@ __all__ = [
     "encode_latent",
     "family_of",
     "file_fingerprint",
+    "fit",
     "identify",
     "invert",
     "label_of_encoders",
@@ -101,7 +110,9 @@ __all__ = [
     "metadata_enabled",
     "model_files",
     "model_path",
+    "native_side",
     "noise_mask",
+    "offer_samples",
     "picture_features",
     "register_folders",
     "released_sigmas",
@@ -110,6 +121,7 @@ __all__ = [
     "searched_folders",
     "show_text",
     "shows_nothing",
+    "side_to_learn_at",
     "source_of",
     "style_conditioning",
     "style_files",
@@ -117,8 +129,10 @@ __all__ = [
     "style_path",
     "styled_model",
     "text_widths",
+    "tile_model",
     "training_mode",
     "training_session",
+    "with_adapter",
     "with_placeholder",
     "word_vectors",
 ]

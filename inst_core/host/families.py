@@ -3,6 +3,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..library import read_metadata
+
+USUAL_SIDE = 1024  # px
+MIN_SIDE, MAX_SIDE = 64, 4096  # px that a file can plausibly say it was made for
+
 # What a stock prompt makes of ``embedding:name``: the same tokens as Apply InST Style; the style, but with the line
 # breaks after it in the family's own text turned into spaces; nothing.
 THE_SAME, LINES_JOINED, NOT_READ = "the same", "line breaks lost", "no"
@@ -18,6 +23,7 @@ class Family(NamedTuple):
         prediction: what the denoiser predicts; the host's ``model_sampling`` knows it, this is for the table only.
         context: width of the conditioning that the denoiser takes.
         stock: what a stock prompt makes of a style file.
+        side: pixels on a side of the square pictures it was trained on.
     """
 
     label: str
@@ -26,11 +32,12 @@ class Family(NamedTuple):
     prediction: str
     context: int
     stock: str = THE_SAME
+    side: int = USUAL_SIDE
 
 
 FAMILIES = (
-    Family("SD 1.x", ("SD15",), ("clip_l",), "noise", 768),
-    Family("SD 2.x", ("SD20",), ("clip_h",), "velocity or noise", 1024),
+    Family("SD 1.x", ("SD15",), ("clip_l",), "noise", 768, side=512),
+    Family("SD 2.x", ("SD20",), ("clip_h",), "velocity or noise", 1024, side=768),
     Family("SDXL", ("SDXL",), ("clip_l", "clip_g"), "noise or velocity", 2048),
     Family("SSD-1B", ("SSD1B",), ("clip_l", "clip_g"), "noise", 2048),
     Family("Segmind-Vega", ("Segmind_Vega",), ("clip_l", "clip_g"), "noise", 2048),
@@ -55,7 +62,7 @@ FAMILIES = (
     Family("LongCat-Image", ("LongCatImage",), ("qwen25_7b",), "flow", 3584, NOT_READ),
     Family("OmniGen 2", ("Omnigen2",), ("qwen25_3b",), "flow", 2048, NOT_READ),
     Family("HiDream-I1", ("HiDream",), ("clip_l", "clip_g", "t5xxl", "llama"), "flow", 4096),
-    Family("HunyuanImage 2.1", ("HunyuanImage21",), ("qwen25_7b",), "flow", 3584, NOT_READ),
+    Family("HunyuanImage 2.1", ("HunyuanImage21",), ("qwen25_7b",), "flow", 3584, NOT_READ, side=2048),
     Family("Kandinsky 5 image", ("Kandinsky5Image",), ("qwen25_7b", "clip_l"), "flow", 3584, NOT_READ),
     Family("HunyuanDiT", ("HunyuanDiT", "HunyuanDiT1"), ("chinese_roberta", "mt5xl"), "velocity", 1024, NOT_READ),
 )
@@ -121,9 +128,25 @@ def label_of_encoders(encoders: Iterable[str]) -> str | None:
     return next((family.label for family in FAMILIES if set(family.text) == set(encoders)), None)
 
 
-def source_of(model) -> str:
-    """File name of the checkpoint a MODEL was loaded from, where its loader tells; otherwise the family."""
+def _file_of(model) -> Path | None:
+    """The file a MODEL was loaded from, where its loader tells."""
     match model.cached_patcher_init:
         case (_, (str() as path, *_), *_):
-            return Path(path).name
-    return family_of(model)
+            return Path(path)
+    return None
+
+
+def source_of(model) -> str:
+    """File name of the checkpoint a MODEL was loaded from, where its loader tells; otherwise the family."""
+    file = _file_of(model)
+    return family_of(model) if file is None else file.name
+
+
+def native_side(model) -> int:
+    """Pixels on a side of the pictures that a MODEL was made for: as its file says (``modelspec.resolution``), else
+    what is usual in its family."""
+    file = _file_of(model)
+    said = "" if file is None else read_metadata(file).get("modelspec.resolution", "").partition("x")[0]
+    if said.isdecimal() and MIN_SIDE <= int(said) <= MAX_SIDE:
+        return int(said)
+    return next((family.side for family in rows_of(family_of(model))), USUAL_SIDE)

@@ -1,5 +1,7 @@
 """Folders and files, the host's way."""
+import contextlib
 import hashlib
+import shutil
 from pathlib import Path
 
 import folder_paths
@@ -7,6 +9,9 @@ from comfy.cli_args import args
 
 STYLE_FOLDER = "inst_styles"
 TRANSFER_FOLDER = "style_transfer"
+SHIPPED_STYLES = Path(__file__).resolve().parents[2] / "styles"
+SAMPLES = SHIPPED_STYLES.with_name("samples")
+FOR_THE_DEMO = "inst-demo"  # folder in SHIPPED_STYLES: of the checkpoint that they are for
 STYLE_EXTENSIONS = {".safetensors"}
 WEIGHT_EXTENSIONS = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 
@@ -20,15 +25,29 @@ def _register(folder: str, paths: list[Path], extensions: set[str]) -> None:
 
 
 def register_folders() -> None:
-    """Makes ``models/inst_styles``, ``output/inst_styles`` and ``models/style_transfer`` known.
+    """Makes ``models/inst_styles``, ``output/inst_styles``, the shipped styles and ``models/style_transfer`` known.
 
     Style folders are also searched for ``embedding:name``, so that a learned style works in any stock prompt.
     """
-    styles = [Path(folder_paths.models_dir, STYLE_FOLDER), Path(folder_paths.get_output_directory(), STYLE_FOLDER)]
+    styles = [Path(folder_paths.models_dir, STYLE_FOLDER), Path(folder_paths.get_output_directory(), STYLE_FOLDER),
+              SHIPPED_STYLES]
     _register(STYLE_FOLDER, styles, STYLE_EXTENSIONS)
     _register(TRANSFER_FOLDER, [Path(folder_paths.models_dir, TRANSFER_FOLDER)], WEIGHT_EXTENSIONS)
     for path in folder_paths.get_folder_paths(STYLE_FOLDER):
         folder_paths.add_model_folder_path("embeddings", path)
+
+
+def offer_samples() -> None:
+    """Puts a photograph and paintings into ComfyUI's input folder, so that shipped workflows find pictures there.
+
+    Files that are there stay as they are; a folder that cannot be written stays without.
+    """
+    folder = Path(folder_paths.get_input_directory())
+    for picture in SAMPLES.glob("*.jpg"):
+        if not (folder / picture.name).exists():
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(picture, folder / picture.name)
 
 
 def model_files(folder: str) -> list[str]:
@@ -51,7 +70,10 @@ def model_path(folder: str, name: str) -> str:
 
 
 def style_files() -> list[str]:
-    return model_files(STYLE_FOLDER)
+    """Names of all styles: those of the user first, then the shipped ones."""
+    names = model_files(STYLE_FOLDER)
+    shipped = [name for name in names if Path(name).parts[0] == FOR_THE_DEMO]
+    return [*(name for name in names if name not in shipped), *(Path(name).as_posix() for name in shipped)]
 
 
 def style_path(name: str) -> Path:

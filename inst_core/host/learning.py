@@ -9,6 +9,7 @@ from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
 from ..style import ALL_LAYERS, Style
+from .families import MIN_SIDE, native_side
 from .text import word_vectors
 from .training import training_mode, training_session
 from .vision import encode_latent, picture_features
@@ -34,6 +35,18 @@ def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layer
         if continue_from is not None:
             resume(encoder, continue_from)
     return encoder
+
+
+def side_to_learn_at(model, resolution: int) -> int:
+    """The ``resolution`` of ``look_at``: as chosen, or that of the model where it is 0.
+
+    Raises:
+        ValueError: too small a number.
+    """
+    if 0 < resolution < MIN_SIDE:
+        raise ValueError(f"resolution is {resolution}; it must be 0, which takes what the model was made for, or at "
+                         f"least {MIN_SIDE} pixels.")
+    return resolution or native_side(model)
 
 
 def look_at(pictures: Tensor, recipe: Recipe, model, vae, clip_vision, resolution: int,
@@ -75,8 +88,10 @@ def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe
 
     Args:
         prompt: what the painting shows, with ``*`` for the style.
+        encoder: with an adapter, if one is learned beside it (see ``adapter.with_adapter``).
         layers: "all", or "late" (see ``style_layers``).
     """
     tell("loading the model and the text encoder a second time, to learn on the copies")
-    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session:
+    with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session, \
+            encoder.attached(session):
         return learn_style(session, encoder, painting, recipe, report, tell, rescue)

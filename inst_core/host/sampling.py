@@ -261,8 +261,8 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     made_for = getattr(noise, "sigma", None)
     if made_for is not None and abs(made_for - float(sigmas[0])) > 0.01 * made_for:
         raise ValueError(f"The connected NOISE was inverted at sigma {made_for:.4g}, but sampling starts at "
-                         f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same strength and "
-                         "timing, or the same sigmas.")
+                         f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same repaint "
+                         "strength and timing, or the same sigmas.")
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     with global_rng_kept():
         result = comfy.sample.sample_custom(

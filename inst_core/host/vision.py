@@ -5,6 +5,9 @@ from torch import Tensor
 from .. import preprocess
 from ..encoders import PictureFeatures
 
+NO_VISION = ("This encoder looks at the painting through CLIP: connect a CLIP vision model (Load CLIP Vision, "
+             "clip-vit-large-patch14), or choose quality 'good' or encoder 'direct', which need none.")
+
 
 def picture_features(clip_vision, pictures: Tensor, released: bool = False) -> PictureFeatures:
     """What CLIP ViT-L/14 sees in style pictures.
@@ -19,8 +22,7 @@ def picture_features(clip_vision, pictures: Tensor, released: bool = False) -> P
         ValueError: no CLIP vision, or one of another size.
     """
     if clip_vision is None:
-        raise ValueError("This encoder looks at the painting through CLIP: connect a CLIP vision model (Load CLIP "
-                         "Vision, clip-vit-large-patch14), or choose encoder 'direct', which needs none.")
+        raise ValueError(NO_VISION)
     if released:
         pictures = preprocess.released_cast(preprocess.released_square(pictures))
     seen = clip_vision.encode_image(preprocess.clip_square(pictures, clip_vision.image_size))

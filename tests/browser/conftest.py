@@ -38,23 +38,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pictures(folder: Path) -> None:
-    """A photograph and a painting: those of the demo if they are there, or else patterns."""
-    from demo import CONTENT, STYLE, packaged_picture
-    from PIL import Image, ImageOps
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, source in (("example.png", CONTENT), ("painting.png", STYLE)):
-        picture = Image.open(packaged_picture(*source, "")).convert("RGB")
-        ImageOps.fit(picture, (384, 384)).save(folder / name)
-
-
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     folder = make_home(tmp_path_factory.mktemp("browser"))
     write_style(folder, "style_00001")
     write_style(folder, "style_00002")
-    pictures(folder / "input")
     return folder
 
 

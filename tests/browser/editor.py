@@ -55,6 +55,30 @@ PROBLEMS = """() => {
     return found;
 }"""
 
+# The same in Nodes 2.0, by the rectangles of what the page shows.
+OVERLAPS = """() => {
+    const found = [], {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
+    const node = id => app.graph.nodes.find(n => String(n.id) == id);
+    const name = id => node(id)?.title || node(id)?.type || id;
+    const boxes = [...document.querySelectorAll('[data-node-id]')]
+        .map(e => [e.dataset.nodeId, e.getBoundingClientRect()])
+        .filter(([id, box]) => node(id) && box.width && box.height);
+    if (boxes.length != app.graph.nodes.length) found.push(`${boxes.length} of ${app.graph.nodes.length} are drawn`);
+    const frames = app.graph.groups.map(({boundingRect: [x, y, width, height]}) => ({
+        left: (x + offset[0]) * scale + canvas.left, right: (x + width + offset[0]) * scale + canvas.left,
+        top: (y + offset[1]) * scale + canvas.top, bottom: (y + height + offset[1]) * scale + canvas.top}));
+    boxes.forEach(([id, a], i) => {
+        for (const [other, b] of boxes.slice(i + 1))
+            if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1)
+                found.push(`${name(id)} lies on ${name(other)}`);
+        const around = frames.filter(f => f.left <= a.left + 1 && f.top <= a.top + 1
+                                     && a.right <= f.right + 1 && a.bottom <= f.bottom + 1);
+        if (frames.length && around.length != (node(id).type == 'MarkdownNote' ? 0 : 1))
+            found.push(`${name(id)} is in ${around.length} groups`);
+    });
+    return found;
+}"""
+
 CONTENT = """() => {
     const {nodes, links, groups, definitions} = app.graph.serialize();
     const seeds = n => JSON.stringify(n.widgets_values);
@@ -113,6 +137,23 @@ class Editor:
         self.page.wait_for_function("name => app.extensionManager.workflow.activeWorkflow.filename.startsWith(name) "
                                     "&& app.graph.nodes.length", arg=name)
         self.fit()
+
+    def use_nodes_2(self, on: bool) -> None:
+        """Switches between classic nodes and Nodes 2.0."""
+        self.page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", on)
+
+    def load(self, workflow: dict) -> None:
+        """Opens a workflow at once, without the template browser."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_function("count => app.graph.nodes.length == count", arg=len(workflow["nodes"]))
+        self.fit()
+
+    def overlaps(self) -> list[str]:
+        """What lies on something else in Nodes 2.0, or sticks out of its group, once the page is at rest."""
+        self.page.wait_for_function(
+            "() => document.querySelectorAll('[data-node-id]').length >= app.graph.nodes.length")
+        self.page.wait_for_timeout(300)
+        return self.page.evaluate(OVERLAPS)
 
     def fit(self) -> None:
         """Brings the whole graph into sight, and lets the page draw it."""
@@ -208,7 +249,7 @@ class Editor:
         carried = self.page.evaluate_handle("""([name, content]) => {
             const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
             const carried = new DataTransfer();
-            carried.items.add(new File([bytes], name, {type: 'image/png'}));
+            carried.items.add(new File([bytes], name, {type: name.endsWith('.png') ? 'image/png' : ''}));
             return carried;
         }""", [file.name, base64.b64encode(file.read_bytes()).decode()])
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": carried, "clientX": 20, "clientY": 20})
@@ -216,22 +257,6 @@ class Editor:
     def content(self) -> dict:
         """What a graph is: its nodes with their widgets and places, how many links, which groups."""
         return self.page.evaluate(CONTENT)
-
-    def picture_of_graph(self, name: str) -> Path:
-        """A JPEG of the graph alone, with a margin."""
-        left, top, right, bottom = self.page.evaluate("""() => {
-            const {offset, scale} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
-            const ends = app.graph.nodes.map(n => [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
-                                                   n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
-            const edge = (i, most) => (most(...ends.map(e => e[i])) + offset[i % 2]) * scale;
-            return [edge(0, Math.min) + canvas.left, edge(1, Math.min) + canvas.top,
-                    edge(2, Math.max) + canvas.left, edge(3, Math.max) + canvas.top];
-        }""")
-        margin, path = 30, self.screenshots / f"{name}.jpg"
-        self.page.screenshot(path=path, quality=85, clip={
-            "x": left - margin, "y": top - margin, "width": right - left + 2 * margin,
-            "height": bottom - top + 2 * margin})
-        return path
 
     def screenshot(self, name: str) -> Path:
         path = self.screenshots / f"{re.sub(r'[^a-zA-Z0-9_]+', '_', name)}.png"

@@ -18,6 +18,10 @@
 #include <c10/core/impl/alloc_cpu.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
 #include <unordered_set>
 
 namespace {
@@ -32,12 +36,42 @@ const c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
 // ---- memory ----
 
+// What is taken, and what was taken at most. Above the limit memory is out, as on a GPU.
+struct Memory {
+  std::mutex lock;
+  std::unordered_map<void*, size_t> sizes;
+  size_t now = 0, peak = 0, limit = SIZE_MAX;
+};
+Memory& memory() {
+  static Memory* found = new Memory;  // outlives every tensor
+  return *found;
+}
+
+void give_back(void* data) {
+  {
+    std::lock_guard<std::mutex> guard(memory().lock);
+    auto entry = memory().sizes.find(data);
+    if (entry != memory().sizes.end()) {
+      memory().now -= entry->second;
+      memory().sizes.erase(entry);
+    }
+  }
+  c10::free_cpu(data);
+}
+
 struct Allocator final : at::Allocator {
   at::DataPtr allocate(size_t bytes) override {
-    void* data = bytes ? c10::alloc_cpu(bytes) : nullptr;
-    return {data, data, &c10::free_cpu, kDevice};
+    if (!bytes) return {nullptr, nullptr, &give_back, kDevice};
+    std::lock_guard<std::mutex> guard(memory().lock);
+    TORCH_CHECK_WITH(OutOfMemoryError, memory().now + bytes <= memory().limit,
+                     "the pretend device is out of memory: ", memory().now, " bytes are taken, ", bytes, " were asked for");
+    void* data = c10::alloc_cpu(bytes);
+    memory().sizes[data] = bytes;
+    memory().now += bytes;
+    memory().peak = std::max(memory().peak, memory().now);
+    return {data, data, &give_back, kDevice};
   }
-  at::DeleterFnPtr raw_deleter() const override { return &c10::free_cpu; }
+  at::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 Allocator allocator;
@@ -240,4 +274,16 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_local_scalar_dense", item);
   library.impl("convolution_overrideable", convolution);
   library.impl("convolution_backward_overrideable", convolution_backward);
+}
+
+// ---- for tests/device/pretend.py ----
+
+extern "C" {
+size_t pretend_now() { return memory().now; }
+size_t pretend_peak() { return memory().peak; }
+void pretend_start(size_t limit) {
+  std::lock_guard<std::mutex> guard(memory().lock);
+  memory().peak = memory().now;
+  memory().limit = limit ? limit : SIZE_MAX;
+}
 }

@@ -8,6 +8,7 @@ What it finds: tensors left on the wrong device; tensors of the wrong precision,
 precision on it (bfloat16: of the two, the one that is quick on a CPU); what Apple's GPUs refuse: float64, pooling to
 other sizes than divisors, operations they lack.  What it cannot find: what kernels of a real GPU do differently.
 """
+import ctypes
 import hashlib
 import os
 import shutil
@@ -37,6 +38,30 @@ def build(folder: Path) -> Path:
                         "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root / 'lib'}", "-o", partial], check=True)
         os.replace(partial, target)
     return target
+
+
+class Memory:
+    """Of the device: bytes that are taken ``now``, and that were at the ``peak`` since ``start``."""
+
+    def __init__(self, folder: Path):
+        self._library = ctypes.CDLL(str(build(folder)))
+        for name in ("pretend_now", "pretend_peak"):
+            getattr(self._library, name).restype = ctypes.c_size_t
+        self._library.pretend_start.argtypes = [ctypes.c_size_t]
+        self.limit = 0
+
+    @property
+    def now(self) -> int:
+        return self._library.pretend_now()
+
+    @property
+    def peak(self) -> int:
+        return self._library.pretend_peak()
+
+    def start(self, limit: int = 0) -> None:
+        """Counts the peak from now on; above ``limit`` bytes memory is out (0 = never)."""
+        self.limit = limit
+        self._library.pretend_start(limit)
 
 
 def register(folder: Path) -> torch.device:

@@ -15,12 +15,13 @@ import torch
 from comfy_extras.nodes_custom_sampler import SDTurboScheduler
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
 from inst_pack.inst_core import host
-from inst_pack.inst_core.encoders import PictureFeatures, build_encoder
+from inst_pack.inst_core.bank import held_out_bank
+from inst_pack.inst_core.encoders import DirectEncoder, PictureFeatures, build_encoder
 from inst_pack.inst_core.host.families import FAMILIES, THE_SAME, context_width, rows_of
 from inst_pack.inst_core.host.parts import check_parts
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.inst_core.inversion import fresh_noise, stochastic_inversion
-from inst_pack.inst_core.learning import Painting, learn_style
+from inst_pack.inst_core.learning import Painting, Room, held_out_loss, learn_style
 from inst_pack.inst_core.recipes import Recipe
 from inst_pack.inst_core.style import Style, load_style, save_style
 from safetensors.torch import save_file
@@ -125,6 +126,25 @@ def learned_on(model, clip, encoder: str = "direct", seen: PictureFeatures | Non
             painting = Painting(views[:1] if careful else views, views[:1], seen)
             recipe = replace(CAREFUL, rate=CAREFUL_RATES.get(careful, CAREFUL.rate)) if careful else LEARNING
             return learn_style(session, encoder, painting, recipe), words
+
+
+def test_pseudo_words_and_an_adapter_come_closer_than_pseudo_words_alone(open_family):
+    """Merged it predicts what it learned."""
+    model, clip, _ = open_family("z-image")
+    pixels = model.model.process_latent_in(latent_of(model)["samples"])
+    recipe = Recipe(tokens=TOKENS, steps=10, rate=2e-3, patience=None)
+
+    def learned(rank: int):
+        encoder = host.with_adapter(host.make_encoder(clip, recipe), model, rank, recipe)
+        return host.learn(model, clip, encoder, Painting(pixels, pixels), recipe, "a house, *")
+
+    alone, both = learned(0), learned(4)
+    assert both.kept < alone.kept
+    merged = host.adapted(model, Style(both.vectors, adapter=both.adapter), 1.0)
+    with host.training_mode(), host.training_session(merged, clip, "a house, *", TOKENS) as session:
+        encoder = DirectEncoder(both.vectors, TOKENS)
+        loss = held_out_loss(session, encoder, None, held_out_bank(pixels.clone()), Room(8))
+    assert loss == pytest.approx(both.kept, rel=1e-5)
 
 
 def test_learn_apply_invert_sample(family, tmp_path):
@@ -465,7 +485,7 @@ def test_files_of_the_official_size_are_recognised(name):
 
 
 def test_the_support_table_in_the_readme_is_up_to_date():
-    assert support_table.in_readme() == support_table.render(), "run: python tools/support_table.py"
+    assert support_table.in_docs() == support_table.render(), "run: python tools/support_table.py"
 
 
 def test_models_that_take_extra_channels_are_refused(open_family):

@@ -93,7 +93,8 @@ def test_a_style_goes_on_from_another_once(small, pictures, learned):
 def test_every_setting_that_matters_tells_styles_apart(small, pictures, key_of, clip_vision):
     changes = [{}, {"prompt": "a hill, *"}, {"seed": 1}, {"steps": 2}, {"learning_rate": 0.01}, {"tokens": 1},
                {"layers": "late"}, {"strongest": 0.5}, {"start": "oil"}, {"resolution": 128}, {"batch_size": 2},
-               {"encoder": "attention", "clip_vision": clip_vision}, {"max_seconds": 50.0}]
+               {"encoder": "attention", "clip_vision": clip_vision}, {"max_seconds": 50.0},
+               {"adapter_rank": 2}, {"adapter_rank": 3}]
     keys = [key_of(small, pictures[:1], **change) for change in changes]
     assert len(set(keys)) == len(keys)
     assert key_of(small, pictures[:1], name="sea", clip_vision=clip_vision) == keys[0]

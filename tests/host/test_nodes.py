@@ -56,6 +56,24 @@ def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision,
     assert torch.equal(stock[0][0], own[0][0])
 
 
+def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
+    """An encoder or a number that a saved workflow holds counts; ``auto`` takes the quality's, and the model's size."""
+    def learned(encoder, **more):
+        return learn(small, pictures[:1], encoder, **more).result[0]
+
+    assert host.side_to_learn_at(small[0], 0) == 512 and host.side_to_learn_at(small[0], 96) == 96
+    assert learned("auto").encoder == "direct"
+    with pytest.raises(ValueError, match="choose quality 'good'"):
+        learned("auto", quality="like the paper")
+    with pytest.raises(ValueError, match="resolution is 32"):
+        learned("direct", resolution=32)
+    assert "Expected a file name" in InSTLearnStyle.validate_inputs("a:b")
+
+
+def test_a_model_says_what_size_it_was_made_for(open_checkpoint):
+    assert host.native_side(open_checkpoint("inst-demo.safetensors")[0]) == 256
+
+
 def test_what_the_learn_node_says(small, pictures, monkeypatch):
     """Before the first step what goes on; then how much closer; last the file and the verdict, in two short lines."""
     said = []

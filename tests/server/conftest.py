@@ -69,6 +69,6 @@ def small_prompt(object_info, picture):
 @pytest.fixture(scope="session")
 def learned(client, home, small_prompt) -> dict:
     """The history entry of the learn workflow; it leaves style_00001 behind. Beside it there is a style_00002."""
-    entry = client.wait(client.queue(small_prompt("2_learn_a_style.json")))
+    entry = client.wait(client.queue(small_prompt("02_learn_a_style.json")))
     write_style(home, "style_00002")
     return entry

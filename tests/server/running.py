@@ -12,21 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
-# The files that shipped workflows name, and the small models that take their places: the same names, other contents.
-STAND_INS = {
-    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": "checkpoints/inst-small.safetensors",
-    "checkpoints/sd_xl_base_1.0.safetensors": "checkpoints/inst-small.safetensors",
-    "clip_vision/clip-vit-large-patch14.safetensors": "clip_vision/inst-small-vit-l.safetensors",
-    "loras/Hyper-SD15-8steps-lora.safetensors": "loras/inst-small-lora.safetensors",
-    "loras/add_detail.safetensors": "loras/inst-small-lora.safetensors",
-    "controlnet/control_v11p_sd15_canny_fp16.safetensors": "controlnet/inst-small-controlnet.safetensors",
-}
+# In tests the models that shipped workflows name are small ones with random weights.
+SMALL_ONES = {"inst-demo.safetensors": "inst-small.safetensors",
+              "inst-small-demo-controlnet.safetensors": "inst-small-controlnet.safetensors"}
 
 # Widgets that decide how long a workflow takes.
 SMALL = {
     "InST_LearnStyle": {"steps": 4, "resolution": 64},
     "InST_Sample": {"steps": 3},
     "ImageScaleToTotalPixels": {"megapixels": 0.01},
+    "InST_FitToModel": {"scale": 0.25},
     "KSampler": {"steps": 2},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "InST_CosineScheduler": {"steps": 3},
@@ -44,8 +39,10 @@ def make_home(folder: Path) -> Path:
             (folder / "models" / kind.name).mkdir(parents=True)
             for file in kind.iterdir():
                 (folder / "models" / kind.name / file.name).symlink_to(file)
-    for name, small in STAND_INS.items():
-        (folder / "models" / name).symlink_to(models / small)
+    for name, stand_in in importlib.import_module("dev").STAND_INS.items():
+        small = models / stand_in
+        (folder / "models" / name).unlink(missing_ok=True)
+        (folder / "models" / name).symlink_to(small.with_name(SMALL_ONES.get(small.name, small.name)))
     write_transfer_weights(folder / "models" / "style_transfer")
     write_styleshot(folder / "models" / "style_transfer")
     return folder

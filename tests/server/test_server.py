@@ -1,17 +1,23 @@
 """The pack in a real ComfyUI server: nodes, shipped workflows, cancelling, readable errors."""
 import json
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
 from client import PromptError
+from inst_pack.inst_core.library import read_metadata
 from PIL import Image
 from running import ROOT
 from safetensors.torch import save_file
 from workflow_api import AUTOGROW, has_control, inputs_of, widget_values
 
 WORKFLOWS = sorted(p.name for p in (ROOT / "workflows").glob("*.json"))
+BOX = "01_start_here.json"  # a subgraph, which only the editor can take apart: it runs in the browser tier
+WITHOUT_BOX = [name for name in WORKFLOWS if name != BOX]
 EARLIER = sorted(Path(__file__).parent.glob("workflows_*/*.json"))
 NODES = sorted(set(re.findall(r'node_id="(InST_\w+)"', "".join(p.read_text() for p in (ROOT / "nodes").glob("*.py")))))
 
@@ -53,7 +59,7 @@ def run(client, home: Path, prompt: dict) -> None:
         assert any(low < high for low, high in picture.getextrema()), "a picture of one colour"
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", WITHOUT_BOX)
 def test_every_shipped_workflow_runs(client, home, small_prompt, learned, name):
     run(client, home, small_prompt(name))
 
@@ -66,7 +72,7 @@ def test_workflows_of_earlier_versions_still_run(client, home, small_prompt, lea
 def test_the_comparison_does_without_muted_methods(client, home, small_prompt, learned):
     """As its note says; their labels are taken out by hand."""
     muted = "InST_LearnStyle", "InST", "StyTr2", "AdaAttN", "CAST", "StyleShot"
-    prompt = small_prompt("compare_methods.json", without=muted)
+    prompt = small_prompt("18_compare_everything.json", without=muted)
     figure = next(n["inputs"] for n in prompt.values() if n["class_type"] == "InST_ComparisonGrid")
     left = [prompt[figure[k][0]]["_meta"]["title"] for k in sorted(figure) if k.startswith("images.")]
     assert left[1:] == ["Painting", "Gatys"]
@@ -92,7 +98,8 @@ def test_links_agree_with_sockets_on_both_sides(workflow, object_info):
 
 def test_sockets_and_widgets_are_those_of_the_nodes(workflow, object_info):
     """Every node is known; it has all its sockets, outputs and widget values, and what must be linked is."""
-    for node in (n for n in workflow["nodes"] if n["type"] != "MarkdownNote"):
+    boxes = {s["id"] for s in workflow.get("definitions", {}).get("subgraphs", ())}
+    for node in (n for n in workflow["nodes"] if n["type"] not in {"MarkdownNote", *boxes}):
         info = object_info[node["type"]]
         inputs, links = inputs_of(info), {s["name"]: s["link"] for s in node["inputs"]}
         controls = sum(has_control(k, v) for k, v in inputs.items())
@@ -147,9 +154,39 @@ def test_the_blueprint_is_offered_and_whole(client, object_info):
     for node in nodes.values():
         assert [o["type"] for o in node["outputs"]] == object_info[node["type"]]["output"]
     widgets = [i["name"] for i in box["inputs"] if "widget" in i]
-    assert {"text", "strength", "seed"} < set(widgets) and len(box["properties"]["proxyWidgets"]) == len(widgets)
+    assert {"text", "repaint strength", "style strength", "quality", "name", "seed"} < set(widgets)
+    assert len(box["properties"]["proxyWidgets"]) == len(widgets)
     for number, widget in box["properties"]["proxyWidgets"]:
         assert any(i["name"] == widget and i["link"] for i in nodes[int(number)]["inputs"])
+
+
+def test_shipped_files_are_all_that_a_first_run_needs(object_info, home):
+    """Styles and pictures that workflows name are there without anybody's doing, and so is each style's painting."""
+    styles = object_info["InST_LoadStyle"]["input"]["required"]["style_name"][1]["options"]
+    pictures = {p.name for p in (home / "input").iterdir()}
+    for name in WORKFLOWS:
+        for node in json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))["nodes"]:
+            known = {"InST_LoadStyle": styles, "LoadImage": pictures}.get(node["type"])
+            assert known is None or node["widgets_values"][0] in known, name
+    for path in (ROOT / "styles").rglob("*.safetensors"):
+        assert read_metadata(path)["modelspec.thumbnail"].startswith("data:image/")
+
+
+def test_a_style_file_from_outside_is_kept_or_refused(client, home):
+    def send(name: str, content: bytes) -> tuple[int, dict]:
+        request = urllib.request.Request(f"{client.url}/inst/styles?name={quote(name)}", content, method="POST")
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    shipped = ROOT / "styles" / "inst-demo" / "dusk.safetensors"
+    assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕 暮.safetensors"})
+    assert (home / "models" / "inst_styles" / "夕 暮.safetensors").is_file()
+    assert send("dusk.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/dusk.safetensors"})
+    status, said = send("dune.safetensors", b"nonsense")
+    assert status == 400 and "dune.safetensors is not a safetensors file" in said["error"]
 
 
 def test_learning_reports_and_saves_its_file(home, learned):
@@ -165,7 +202,7 @@ def styles(home: Path) -> set[str]:
 
 def test_cancel_half_way_keeps_the_style_and_a_server_that_works(client, home, small_prompt, learned):
     before, total, seen = styles(home), 5000, []
-    prompt = small_prompt("2_learn_a_style.json")
+    prompt = small_prompt("02_learn_a_style.json")
     learn = next(k for k, n in prompt.items() if n["class_type"] == "InST_LearnStyle")
     prompt[learn]["inputs"] |= {"steps": total, "seed": 7}
 
@@ -180,7 +217,7 @@ def test_cancel_half_way_keeps_the_style_and_a_server_that_works(client, home, s
         client.follow(cancel, lambda: client.queue(prompt))
     assert seen[-1] < total / 10
     assert styles(home) - before == {"style_stopped_00001.safetensors"}
-    client.wait(client.queue(small_prompt("4_style_as_embedding.json")))
+    client.wait(client.queue(small_prompt("16_style_in_any_prompt.json")))
 
 
 @pytest.fixture()
@@ -203,7 +240,7 @@ def refusal(client, small_prompt, learned):
     return run
 
 
-APPLY, LEARN = "1_apply_a_saved_style.json", "2_learn_a_style.json"
+APPLY, LEARN = "03_repaint_in_a_style.json", "02_learn_a_style.json"
 
 
 def test_values_out_of_range_come_back_readable(refusal):
@@ -226,7 +263,7 @@ def test_wrong_files_come_back_readable(refusal, home):
 
 
 def test_the_same_learning_is_not_run_twice(client, home, small_prompt, learned):
-    client.wait(client.queue(small_prompt("2_learn_a_style.json")))
+    client.wait(client.queue(small_prompt("02_learn_a_style.json")))
     before = styles(home)
-    client.wait(client.queue(small_prompt("2_learn_a_style.json")))
+    client.wait(client.queue(small_prompt("02_learn_a_style.json")))
     assert styles(home) == before

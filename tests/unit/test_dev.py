@@ -231,3 +231,15 @@ def test_without_a_whole_demo_model_the_demo_runs_the_untrained_one_and_says_so(
         said = capsys.readouterr().out
         assert "the file is cut" in said and "small untrained checkpoint" in said
         assert not old.exists()
+
+
+def test_small_models_stand_in_for_what_templates_name_and_for_nothing_that_is_there(tmp_path):
+    for name in ("checkpoints/inst-demo.safetensors", "loras/inst-small-lora.safetensors",
+                 "loras/add_detail.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        dev.stand_in(tmp_path)
+    assert (tmp_path / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors").read_text().endswith("inst-demo.safetensors")
+    assert (tmp_path / "loras/add_detail.safetensors").read_text() == "loras/add_detail.safetensors"
+    assert not (tmp_path / "controlnet").exists()

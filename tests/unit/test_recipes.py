@@ -1,7 +1,9 @@
 """One recipe for each encoder."""
+from dataclasses import replace
+
 import pytest
 from inst_pack.inst_core.encoders import ENCODERS
-from inst_pack.inst_core.recipes import RECIPES, Recipe, choose_recipe
+from inst_pack.inst_core.recipes import AUTO, RECIPES, Recipe, choose_recipe
 
 
 def test_every_encoder_has_a_recipe():
@@ -40,3 +42,17 @@ def test_numbers_outside_their_range_are_named(wrong, name):
 def test_an_unknown_encoder_is_named():
     with pytest.raises(ValueError, match="'magic'; expected one of direct, attention, paper, released"):
         choose_recipe("magic")
+
+
+def test_a_quality_decides_unless_an_encoder_is_chosen():
+    assert choose_recipe(AUTO) == choose_recipe(AUTO, quality="good") == RECIPES["direct"]
+    quick = choose_recipe(AUTO, quality="quick")
+    assert quick.steps * quick.batch < RECIPES["direct"].steps * RECIPES["direct"].batch / 4
+    assert choose_recipe(AUTO, quality="like the paper") == RECIPES["paper"]
+    assert choose_recipe("attention", quality="quick") == RECIPES["attention"]  # as saved workflows have it
+    assert choose_recipe(AUTO, steps=7, rate=0.01, quality="quick") == replace(quick, steps=7, rate=0.01)
+
+
+def test_an_unknown_quality_is_named():
+    with pytest.raises(ValueError, match="quality is 'best'; expected one of quick, good, like the paper"):
+        choose_recipe(AUTO, quality="best")

@@ -2,6 +2,7 @@
 import errno
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,11 +60,11 @@ def test_what_is_said_names_the_file_first_and_no_folder(tmp_path):
     assert save("wave", tmp_path) == "wave_00001.safetensors is saved; in any prompt it is embedding:wave_00001"
 
 
-def test_the_title_in_the_header_is_the_name_of_the_file(tmp_path):
-    save("wave", tmp_path)
-    save("a/wave", tmp_path)
-    titles = [load_style(tmp_path / n).metadata["modelspec.title"] for n in names(tmp_path)]
-    assert titles == ["wave_00002", "wave_00001"]
+def test_no_title_in_the_header_contradicts_the_name_of_the_file(tmp_path):
+    """Lists of models show the title where there is one, also when the file has been renamed since."""
+    titled = replace(style(), metadata={"modelspec.title": "dune", "inst.text": "*"})
+    saving.save_new(titled, "wave", [tmp_path], True)
+    assert "modelspec.title" not in load_style(tmp_path / names(tmp_path)[0]).metadata
 
 
 def test_numbers_go_on_after_the_highest(tmp_path):

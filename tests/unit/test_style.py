@@ -147,6 +147,16 @@ def test_wrong_files_say_what_they_are(tmp_path):
             load_style(path)
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x4b50], ids=hex)
+def test_a_header_whose_length_begins_like_a_pickle_or_an_archive_is_none(tmp_path, length):
+    path, metadata = tmp_path / "wave.safetensors", {"inst.version": "1", "inst.text": ""}
+    write(path, {"clip_l": torch.ones(1, 768)}, metadata)
+    missing = length - struct.unpack("<Q", path.read_bytes()[:8])[0]
+    write(path, {"clip_l": torch.ones(1, 768)}, metadata | {"inst.text": "x" * missing})
+    assert struct.unpack("<Q", path.read_bytes()[:8])[0] == length
+    assert load_style(path).tokens == 1
+
+
 def test_a_style_of_another_family_is_refused_with_both_sides_named():
     def label(encoders):
         return {("clip_l",): "SD 1.x", ("clip_l", "clip_g"): "SDXL"}.get(tuple(encoders))

@@ -3,11 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 from workflow_api import to_api  # noqa: E402
 from workflow_graph import INPUT, Download, Graph  # noqa: E402
-from workflow_thumbnail import rows_of, thumbnail  # noqa: E402
+from workflow_thumbnail import halves, strip, thumbnail  # noqa: E402
 
 INFO = {
     "Load": {"input": {"required": {"name": [["other", "a.safetensors"], {}]}}, "output": ["MODEL", "IMAGE"],
@@ -99,7 +100,26 @@ def test_a_blueprint_is_one_node_that_shows_the_chosen_widgets(g):
                     (1, 0): (2, 0), (2, 0): (-20, 0)}
 
 
-def test_the_thumbnail_shows_main_nodes_in_order(g):
-    document = describe(g)
-    assert rows_of(document) == [[3], [5, 6, 7]]  # the sampler, then what saves, through nodes that are left out
-    assert thumbnail(document, INFO).size == (640, 640)
+def test_a_box_is_placed_with_its_subgraph(g):
+    with g.group("Inside", "#888"):
+        g.add("model", "Load", name=(INPUT, "checkpoint", "a.safetensors"))
+        g.add("sample", "InST_Sample", model=("model", 0), image=(INPUT, "photo"))
+    blueprint = g.blueprint("Box", "InST", "Does it.", ["photo", "checkpoint"], {"picture": ("sample", 0)}, ("sample",))
+    outside = Graph(INFO, {})
+    with outside.group("Group", "#888"):
+        outside.add("photo", "Load")
+        outside.place("box", blueprint, photo=("photo", 1))
+        outside.add("saved", "SaveImage", images=("box", 0))
+    document = outside.document()
+    box = document["nodes"][1]
+    assert document["definitions"]["subgraphs"][0]["id"] == box["type"] and document["links"][0][1:5] == [1, 1, 2, 0]
+    assert box["inputs"][0]["link"] == 1 and box["outputs"][0]["links"] == [2]
+    assert box["properties"]["previewExposures"][0]["sourceNodeId"] == "2"
+
+
+def test_thumbnails_are_squares_with_a_title():
+    picture = Image.new("RGB", (300, 200), "red")
+    for shown in (thumbnail(picture, "07", "A style with a title of two lines"), halves(picture, picture)):
+        assert shown.size == (640, 640)
+    assert thumbnail(picture, "07", "A").tobytes() != thumbnail(picture, "08", "A").tobytes()
+    assert strip([picture, picture], 100, 10).size == (310, 100)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INST, TOLD, TEACHER, GATYS = "InST", "told by the teacher", "teacher", "Gatys"
 CONTENT_COPY, STYLE_COPY, COLOURS, UNRELATED = "copy of content", "copy of style", "colours only", "unrelated picture"
 GATYS_STEPS = 40
-FEW_CONTENTS = 3  # photographs for the ablations
+FEW_CONTENTS = 2  # photographs for the ablations
 QUICK = 2  # of each, for a try
 CLOSER_WANTED, CLOSER_AIM, NEAREST_WANTED = 1.5, 2.0, 0.8
 CLEARLY = 0.9  # times another number
@@ -71,9 +71,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "strength 0.7": {"strength": 0.7},
     "strength 0.8": {"strength": 0.8},
     "no guidance": {"cfg": 1.0},
-    "guidance 2": {"cfg": 2.0},
-    "guidance 3": {"cfg": 3.0},
-    "8 sampling steps": {"steps": 8},
+    "guidance 1.5": {"cfg": 1.5},
+    "guidance 5": {"cfg": 5.0},
+    "6 sampling steps": {"steps": 6},
     "30 sampling steps": {"steps": 30},
     "half the learning": {"learning_steps": max(1, BASE.learning_steps // 2)},
     "twice the learning": {"learning_steps": 2 * BASE.learning_steps},
@@ -277,12 +277,12 @@ def methods(options: argparse.Namespace, studio: Studio, checkpoint_digest: str,
 
     whole = [of_trivial(name, make, contents) for name, make in TRIVIAL.items()]
     whole += [of_teacher(studio)] if taught else []
-    whole += [of_gatys(options.models / "vgg16.safetensors")]
     whole += [inst(TOLD, style="told")] if taught else []
     whole += [inst(INST)]
     few = [inst(name, **changes) for name, changes in ABLATIONS.items()
            if (changes.get("encoder") not in NEED_VISION or options.clip_vision)
            and (changes.get("style") != "told" or taught)]
+    few.insert(0, of_gatys(options.models / "vgg16.safetensors"))
     if options.only:
         names = [m.name for m in (*whole, *few)]
         if missing := [n for n in options.only if n not in names]:

@@ -13,11 +13,11 @@ class Settings:
     tokens: int = 4
     learning_steps: int = 30
     batch: int = 2
-    learning_rate: float = 0.002
+    learning_rate: float = 0.005
     strongest: float = 1.0
     strength: float = 0.6
-    steps: int = 15
-    cfg: float = 1.5
+    steps: int = 12
+    cfg: float = 3.0
     sampler: str = "ddim"
     scheduler: str = "ddim_uniform"
     color: str = "adain"
