@@ -1,16 +1,16 @@
 """Style files that come from outside: dropped on the canvas of the editor."""
-import hashlib
 import os
 import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 from .library import SUFFIX, files_in
 from .saving import MAX_NAME_BYTES
-from .style import load_style
+from .style import load_style, name_exclusively
 
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 
@@ -46,10 +46,9 @@ def keep(name: str, content: bytes, folder: Path, known: Iterable[Path]) -> str:
         ValueError: no usable name, or no style file.
         OSError: it cannot be written.
     """
-    wanted, digest = file_name(name), hashlib.sha256(content).digest()
-    known = list(known)
+    wanted, known = file_name(name), list(known)
     for path in files_in(known):
-        if path.name == wanted and hashlib.sha256(path.read_bytes()).digest() == digest:
+        if path.name == wanted and path.read_bytes() == content:
             return path.relative_to(next(home for home in known if path.is_relative_to(home))).as_posix()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
@@ -57,7 +56,8 @@ def keep(name: str, content: bytes, folder: Path, known: Iterable[Path]) -> str:
         temporary.write_bytes(content)
         load_style(temporary)
         stem = wanted.removesuffix(SUFFIX)
-        free = (folder / (wanted if n == 1 else f"{stem} ({n}){SUFFIX}") for n in count(1))
-        path = next(path for path in free if not path.exists())
-        os.replace(temporary, path)
-    return path.name
+        for number in count(1):
+            path = folder / (wanted if number == 1 else f"{stem} ({number}){SUFFIX}")
+            with suppress(FileExistsError):
+                name_exclusively(temporary, path)
+                return path.name

@@ -186,7 +186,7 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
         if overwrite:
             os.replace(temporary, path)
         else:
-            _name_exclusively(temporary, path)
+            name_exclusively(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -199,7 +199,7 @@ def _clear_leftovers(folder: Path) -> None:
                 leftover.unlink()
 
 
-def _name_exclusively(temporary: Path, path: Path) -> None:
+def name_exclusively(temporary: Path, path: Path) -> None:
     """Names a finished file, or raises FileExistsError; of two who try at once only one succeeds."""
     try:
         os.link(temporary, path)

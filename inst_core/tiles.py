@@ -3,7 +3,7 @@
 Done in every sampling step, as MultiDiffusion does (Bar-Tal et al., ICML 2023), so that tiles agree while the picture
 takes shape and no seams appear.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -74,12 +74,8 @@ def crop(value, place: Place, height: int, width: int):
         case dict():
             return {key: crop(item, place, height, width) for key, item in value.items()}
         case list() | tuple():
-            return type(value)(_cropped(value, place, height, width))
+            return type(value)(crop(item, place, height, width) for item in value)
     return value
-
-
-def _cropped(values: list | tuple, place: Place, height: int, width: int) -> Iterator:
-    return (crop(value, place, height, width) for value in values)
 
 
 def _scale(value: Tensor, height: int, width: int) -> int | None:

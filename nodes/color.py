@@ -1,8 +1,10 @@
 """Colour on latents."""
+from functools import partial
+
 from comfy_api.latest import io
 
 from ..inst_core import host
-from ..inst_core.color import METHODS, match_color
+from ..inst_core.color import METHODS, SEMANTIC, match_color
 from .sockets import CATEGORY
 
 
@@ -19,18 +21,32 @@ class InSTMatchColor(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="The photograph. Outside its noise mask colours stay."),
                 io.Latent.Input("style_latent", tooltip="The painting, any size: one, or one for each photograph."),
-                io.Combo.Input("method", options=list(METHODS), default="adain",
+                io.Combo.Input("method", options=[*METHODS, SEMANTIC], default="adain",
                                tooltip="adain: each channel's mean and spread, as released. mk: also how channels go "
-                                       "together, with the smallest change. wct: the same, but colours may swap."),
+                                       "together, with the smallest change. wct: the same, but colours may swap. "
+                                       "semantic: mk for each kind of thing that the model sees in both pictures, so "
+                                       "that sky takes the colours of sky."),
                 io.Float.Input("amount", default=1.0, min=0.0, max=1.0, step=0.05,
                                tooltip="0 = unchanged, 1 = the painting's colours."),
+                io.Model.Input("model", optional=True,
+                               tooltip="The checkpoint, for semantic only: one look at each picture tells regions."),
+                io.Mask.Input("content_mask", optional=True,
+                              tooltip="White: a region of the photograph that takes the colours of what is white in "
+                                      "style_mask. A batch of masks is several regions."),
+                io.Mask.Input("style_mask", optional=True,
+                              tooltip="The same regions in the painting, in the same order. What is in no mask is "
+                                      "matched by the method."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The photograph with new colours.")],
         )
 
     @classmethod
-    def execute(cls, latent, style_latent, method, amount) -> io.NodeOutput:
+    def execute(cls, latent, style_latent, method, amount, model=None, content_mask=None,
+                style_mask=None) -> io.NodeOutput:
+        if method == SEMANTIC and amount:
+            host.check_features(model)
         content = latent["samples"]
         samples = match_color(content, style_latent["samples"].to(content), method, amount,
-                              host.noise_mask(latent, content))
+                              host.noise_mask(latent, content), content_mask, style_mask,
+                              partial(host.denoiser_features, model))
         return io.NodeOutput({**latent, "samples": samples})

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,18 +27,8 @@ DEMO_CHECKPOINT, UNTRAINED_CHECKPOINT = "inst-demo.safetensors", "inst-small.saf
 UNTRAINED = Settings(learning_steps=24, batch=1, learning_rate=0.0, strength=0.7, cfg=3.0, steps=35)
 GATYS_STEPS = 60  # enough to see the style
 SD1_SIDE, SDXL_SIDE = 512, 1024  # px; what checkpoints were trained on that do not say it themselves
-# Pictures that ship with ComfyUI's own packages, which the demo model was not trained on: a house, and a painted
-# garden party.
-CONTENT = ("comfyui_workflow_templates_media_api", "templates/api_bria_image_edit-2.webp")
-STYLE = ("comfyui_workflow_templates_media_api", "templates/api_openai_dall_e_2_t2i-1.webp")
-
-
-def packaged_picture(package: str, name: str, option: str) -> Path:
-    spec = find_spec(package)
-    path = Path(next(iter(spec.submodule_search_locations)), name) if spec else Path(name)
-    if not path.is_file():
-        sys.exit(f"The picture {name} of the package {package} is gone. Give one with {option}.")
-    return path
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+CONTENT, STYLE = SAMPLES / "inst_photograph.jpg", SAMPLES / "inst_painting.jpg"
 
 
 def place(path: Path, folder: Path, link: bool = True) -> str:
@@ -206,8 +195,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the picture goes (default .dev/demo.png)")
     parser.add_argument("--steps", type=int, help="learning steps")
     arguments = parser.parse_args()
-    arguments.content = arguments.content or packaged_picture(*CONTENT, "--content")
-    arguments.style = arguments.style or packaged_picture(*STYLE, "--style")
+    arguments.content = arguments.content or CONTENT
+    arguments.style = arguments.style or STYLE
     arguments.output = arguments.output or arguments.home.parent / "demo.png"
     return arguments
 

@@ -37,7 +37,7 @@ CAST = ("latest_net_AE.pth", "latest_net_Dec_B.pth")
 STYLESHOT = ("style_aware_encoder.bin", "ip.bin", "ControlNetHED.pth")
 PHOTO, PAINTING = "inst_photograph.jpg", "inst_painting.jpg"  # of samples/, which ComfyUI finds in its input folder
 CFG = 4.0
-STYLE_FILE, STYLE_B = "inst-demo/embers.safetensors", "inst-demo/dusk.safetensors"
+STYLE_FILE, STYLE_B = "inst-demo/van_gogh.safetensors", "inst-demo/hokusai.safetensors"
 MODELS, PICTURES, STYLE, REPAINT, RESULT = "#7a8ca0", "#3f789e", "#b06634", "#88a", "#8a8"
 
 WIDE = 760  # pixels; what shows a figure or a table
@@ -170,8 +170,7 @@ def whole_method(g: Graph) -> None:
     with g.group("Model and painting", MODELS):
         checkpoint(g)
         painting(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Learn", STYLE):
         learned_style(g)
     with g.group("Style and colours", STYLE):
@@ -278,8 +277,7 @@ def on_sdxl(g: Graph) -> None:
     with g.group("Model and painting", MODELS):
         checkpoint(g, SDXL)
         painting(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Style", STYLE):
         learned_style(g, name="style_sdxl")
         apply_style(g, ("learn", 0))
@@ -354,8 +352,7 @@ def several_paintings(g: Graph) -> None:
         checkpoint(g)
         g.add("paintings", "BatchImagesNode", **{"images.image0": ("painting", 0), "images.image1": ("painting_2", 0)})
         learned_style(g, ("paintings", 0), name="painter")
-    with g.group("Photograph", PICTURES):
-        photograph(g)
+    photograph_group(g)
     with g.group("Repaint", REPAINT):
         apply_style(g, ("learn", 0))
         repaint(g)

@@ -11,9 +11,9 @@ from .families import (
     PAPER_FAMILY,
     family_of,
     label_of_encoders,
-    native_side,
     source_of,
 )
+from .features import check_features, denoiser_features
 from .files import (
     TRANSFER_FOLDER,
     embeddings_files,
@@ -55,7 +55,7 @@ from .sampling import (
     sampling_sigmas,
     shows_nothing,
 )
-from .size import fit, tile_model
+from .size import fit, native_side, tile_model
 from .styleshot import (
     StyleShot,
     check_styleshot,
@@ -89,12 +89,14 @@ __all__ = [
     "add_routes",
     "changes_nothing",
     "check_copyable",
+    "check_features",
     "check_invertible",
     "check_layers",
     "check_learnable",
     "check_styleshot",
     "controlled",
     "cosine_sigmas",
+    "denoiser_features",
     "embeddings_files",
     "embeddings_path",
     "encode_latent",

@@ -3,8 +3,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..library import read_metadata
-
 USUAL_SIDE = 1024  # px
 MIN_SIDE, MAX_SIDE = 64, 4096  # px that a file can plausibly say it was made for
 
@@ -128,7 +126,7 @@ def label_of_encoders(encoders: Iterable[str]) -> str | None:
     return next((family.label for family in FAMILIES if set(family.text) == set(encoders)), None)
 
 
-def _file_of(model) -> Path | None:
+def file_of(model) -> Path | None:
     """The file a MODEL was loaded from, where its loader tells."""
     match model.cached_patcher_init:
         case (_, (str() as path, *_), *_):
@@ -138,15 +136,5 @@ def _file_of(model) -> Path | None:
 
 def source_of(model) -> str:
     """File name of the checkpoint a MODEL was loaded from, where its loader tells; otherwise the family."""
-    file = _file_of(model)
+    file = file_of(model)
     return family_of(model) if file is None else file.name
-
-
-def native_side(model) -> int:
-    """Pixels on a side of the pictures that a MODEL was made for: as its file says (``modelspec.resolution``), else
-    what is usual in its family."""
-    file = _file_of(model)
-    said = "" if file is None else read_metadata(file).get("modelspec.resolution", "").partition("x")[0]
-    if said.isdecimal() and MIN_SIDE <= int(said) <= MAX_SIDE:
-        return int(said)
-    return next((family.side for family in rows_of(family_of(model))), USUAL_SIDE)

@@ -9,7 +9,8 @@ from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
 from ..style import ALL_LAYERS, Style
-from .families import MIN_SIDE, native_side
+from .families import MIN_SIDE
+from .size import native_side
 from .text import word_vectors
 from .training import training_mode, training_session
 from .vision import encode_latent, picture_features

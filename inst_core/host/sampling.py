@@ -98,6 +98,14 @@ class _PredictNoise(comfy.samplers.Sampler):
         return latent_image
 
 
+def predict_noise(model, positive, noise: Tensor, samples: Tensor, sigma: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """(clean latents in model space, the noise that the model sees in them at ``sigma``), float32 on the CPU."""
+    probe = _PredictNoise()
+    _guider(model, positive).sample(noise, samples, probe, torch.stack([sigma, torch.zeros_like(sigma)]),
+                                    disable_pbar=True, seed=seed)
+    return probe.content.float().cpu(), probe.predicted.float().cpu()
+
+
 def _pictures(model, latent: dict) -> Tensor:
     """The samples of a LATENT as the host's samplers take them: an empty one gets the model's channels and size."""
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **{k: latent[k] for k in EMPTY_SIZES
@@ -157,10 +165,7 @@ def invert(model, positive, latent: dict, strength: float, seed: int, timing: Ti
     if start_at == 0:
         return Inverted(InversionNoise(seed, fresh, 0.0, *whose), _sampled(latent, samples))
 
-    probe = _PredictNoise()
-    _guider(model, positive).sample(fresh, samples, probe, torch.stack([noised_at, torch.zeros_like(noised_at)]),
-                                    disable_pbar=True, seed=seed)
-    z0, predicted = probe.content.float().cpu(), probe.predicted.float().cpu()
+    z0, predicted = predict_noise(model, positive, fresh, samples, noised_at, seed)
     x = sampling.noise_scaling(noised_at, predicted, z0)
     if timing == "released" and sigmas is None:
         x = released_start(sampling, x, noised_at, start_at)

@@ -2,9 +2,20 @@
 from torch import Tensor
 
 from .. import preprocess, tiles
-from .families import native_side
+from ..library import read_metadata
+from .families import MAX_SIDE, MIN_SIDE, USUAL_SIDE, family_of, file_of, rows_of
 
 NOT_CUT = ("transformer_options",)  # the model's own notes; a tile changes nothing in them
+
+
+def native_side(model) -> int:
+    """Pixels on a side of the pictures that a MODEL was made for: as its file says (``modelspec.resolution``), else
+    what is usual in its family."""
+    file = file_of(model)
+    said = "" if file is None else read_metadata(file).get("modelspec.resolution", "").partition("x")[0]
+    if said.isdecimal() and MIN_SIDE <= int(said) <= MAX_SIDE:
+        return int(said)
+    return next((family.side for family in rows_of(family_of(model))), USUAL_SIDE)
 
 
 def fit(model, pictures: Tensor, scale: float) -> Tensor:

@@ -58,7 +58,7 @@ def whole_session(home):
         browser = playwright.chromium.launch(executable_path=dev.chromium(), args=FLAGS)
         try:
             page = browser.new_page(viewport=SCREEN)
-            page.set_default_timeout(60000)
+            page.set_default_timeout(180000)
             editor = Editor(page, url, folder)
             editor.open()
             yield editor

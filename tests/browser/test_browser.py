@@ -95,13 +95,13 @@ def test_a_style_shows_its_painting_and_a_dropped_one_becomes_a_node(editor, hom
     editor.open_template("03_repaint_in_a_style")
     page.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=painting)
     first = page.evaluate("s => document.querySelector(s).src", painting)
-    editor.set_widgets({"InST_LoadStyle": {"style_name": "inst-demo/dusk.safetensors"}})
+    editor.set_widgets({"InST_LoadStyle": {"style_name": "inst-demo/hokusai.safetensors"}})
     page.wait_for_function("([s, first]) => document.querySelector(s).src != first", arg=[painting, first])
 
     editor.command("Comfy.NewBlankWorkflow")
     page.wait_for_function("() => app.graph.nodes.length == 0")
     dropped = tmp_path / "夕 暮.safetensors"
-    dropped.write_bytes((ROOT / "styles" / "inst-demo" / "dusk.safetensors").read_bytes())
+    dropped.write_bytes((ROOT / "styles" / "inst-demo" / "hokusai.safetensors").read_bytes())
     editor.drop(dropped)
     page.wait_for_function("() => app.graph.nodes.length == 1")
     page.wait_for_function("() => app.graph.nodes[0].widgets[0].value == '夕 暮.safetensors'")

@@ -196,12 +196,18 @@ def test_other_families_are_refused(small):
         apply(small[1], "*", value=xl)
 
 
-def test_load_lists_and_validates(small):
+def test_load_lists_and_validates(small, monkeypatch):
+    shipped = host.style_files()
+    assert shipped and InSTLoadStyle.define_schema().inputs[0].options == shipped
+    monkeypatch.setattr(host.files, "SHIPPED_STYLES", Path("nowhere"))
+    folder_paths.folder_names_and_paths.pop(host.files.STYLE_FOLDER)
+    host.register_folders()
+    folder_paths.filename_list_cache.clear()
     assert InSTLoadStyle.define_schema().inputs[0].options == [NO_STYLES]
     assert "Run Learn InST Style once" in InSTLoadStyle.validate_inputs(NO_STYLES)
+    name = saved()
     assert "is not in the folder" in InSTLoadStyle.validate_inputs("gone.safetensors")
     assert "is not in the folder" in InSTLoadStyle.validate_inputs("../../etc/passwd")
-    name = saved()
     assert InSTLoadStyle.define_schema().inputs[0].options == [name]
     assert InSTLoadStyle.validate_inputs(name) is True
     before = InSTLoadStyle.fingerprint_inputs(name)

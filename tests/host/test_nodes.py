@@ -211,7 +211,7 @@ def test_a_read_only_models_folder_does_not_lose_the_style(small, pictures, fold
 def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip_vision):
     model, clip, vae = small
     cases = [
-        ({"encoder": "paper"}, "choose encoder 'direct'"),
+        ({"encoder": "paper"}, "or encoder 'direct', which need none"),
         ({"name": "../x"}, "Expected a file name"),
         ({"name": "a b"}, "cannot carry space"),
         ({"steps": -1}, "steps is -1"),

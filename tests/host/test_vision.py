@@ -57,7 +57,7 @@ def test_released_cast_follows_the_uint8_conversion():
 
 
 def test_wrong_or_missing_clip_vision_is_named(models):
-    with pytest.raises(ValueError, match="clip-vit-large-patch14.*'direct', which needs none"):
+    with pytest.raises(ValueError, match="clip-vit-large-patch14.*'direct', which need none"):
         host.picture_features(None, picture(64, 64))
     small = comfy.clip_vision.ClipVisionModel({**VISION, "model_type": "clip_vision_model", "hidden_size": 64,
                                                "projection_dim": 512})

@@ -68,7 +68,9 @@ def small_prompt(object_info, picture):
 
 @pytest.fixture(scope="session")
 def learned(client, home, small_prompt) -> dict:
-    """The history entry of the learn workflow; it leaves style_00001 behind. Beside it there is a style_00002."""
+    """The history entry of the learn workflow; it leaves my_style_00001 behind. Beside it there are the styles that
+    older workflows name."""
     entry = client.wait(client.queue(small_prompt("02_learn_a_style.json")))
-    write_style(home, "style_00002")
+    for name in ("style_00001", "style_00002"):
+        write_style(home, name)
     return entry

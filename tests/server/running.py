@@ -82,7 +82,8 @@ def write_style(home: Path, name: str) -> None:
     folder = home / "models" / "inst_styles"
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    save_file({"clip_l": torch.randn(4, 768, generator=generator) * 0.02}, folder / f"{name}.safetensors")
+    save_file({"clip_l": torch.randn(4, 768, generator=generator) * 0.02}, folder / f"{name}.safetensors",
+              metadata={"made by": "a test"})  # ComfyUI's /view_metadata answers 404 for a file without
 
 
 @contextlib.contextmanager

@@ -181,19 +181,19 @@ def test_a_style_file_from_outside_is_kept_or_refused(client, home):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    shipped = ROOT / "styles" / "inst-demo" / "dusk.safetensors"
+    shipped = ROOT / "styles" / "inst-demo" / "hokusai.safetensors"
     assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕 暮.safetensors"})
     assert (home / "models" / "inst_styles" / "夕 暮.safetensors").is_file()
-    assert send("dusk.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/dusk.safetensors"})
+    assert send("hokusai.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/hokusai.safetensors"})
     status, said = send("dune.safetensors", b"nonsense")
     assert status == 400 and "dune.safetensors is not a safetensors file" in said["error"]
 
 
 def test_learning_reports_and_saves_its_file(home, learned):
     text = next(o["text"][0] for o in learned["outputs"].values() if "text" in o)
-    assert text.startswith("style_00001.safetensors is saved") and "embedding:style_00001" in text
+    assert text.startswith("my_style_00001.safetensors is saved") and "embedding:my_style_00001" in text
     assert re.search(r"\d % closer to the painting by held-out loss", text)
-    assert (home / "models" / "inst_styles" / "style_00001.safetensors").is_file()
+    assert (home / "models" / "inst_styles" / "my_style_00001.safetensors").is_file()
 
 
 def styles(home: Path) -> set[str]:
@@ -216,7 +216,7 @@ def test_cancel_half_way_keeps_the_style_and_a_server_that_works(client, home, s
     with pytest.raises(PromptError, match="interrupted in InST_LearnStyle"):
         client.follow(cancel, lambda: client.queue(prompt))
     assert seen[-1] < total / 10
-    assert styles(home) - before == {"style_stopped_00001.safetensors"}
+    assert styles(home) - before == {"my_style_stopped_00001.safetensors"}
     client.wait(client.queue(small_prompt("16_style_in_any_prompt.json")))
 
 
@@ -246,7 +246,7 @@ APPLY, LEARN = "03_repaint_in_a_style.json", "02_learn_a_style.json"
 def test_values_out_of_range_come_back_readable(refusal):
     assert "bigger than max" in refusal(APPLY, "InST_Sample", strength=1.1)
     assert "smaller than min" in refusal(LEARN, "InST_LearnStyle", steps=-1)
-    assert "choose encoder 'direct'" in refusal(LEARN, "InST_LearnStyle", encoder="paper")
+    assert "connect a CLIP vision model" in refusal(LEARN, "InST_LearnStyle", encoder="paper")
     assert "Expected a file name" in refusal(LEARN, "InST_LearnStyle", name="../up")
 
 

@@ -70,3 +70,55 @@ def test_one_style_serves_a_batch_and_other_lengths_are_refused():
         match_color(picture(1, (3, 4, 5, 5)), picture(2))
     with pytest.raises(ValueError, match="content latent has 4 channels, style latent has 16"):
         match_color(picture(1), picture(2, (1, 16, 5, 5)))
+
+
+def halves(left: float, right: float) -> torch.Tensor:
+    """A latent whose left and right halves have means of their own."""
+    latent = 0.1 * torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
+    latent[..., :6] += left
+    latent[..., 6:] += right
+    return latent
+
+
+LEFT = torch.cat([torch.ones(1, 8, 6), torch.zeros(1, 8, 6)], -1)
+
+
+def kinds(latent: torch.Tensor) -> torch.Tensor:
+    """Features that tell left from right whatever the colours."""
+    return torch.stack([LEFT, 1 - LEFT], 1)
+
+
+@pytest.mark.parametrize("method", ["adain", "mk", "wct"])
+def test_masks_put_each_colour_on_its_region(method):
+    content, style = halves(-1, 2), halves(3, 0)
+    masks = torch.cat([LEFT, 1 - LEFT])
+    out = match_color(content, style, method, content_mask=masks, style_mask=masks)
+    torch.testing.assert_close(out[..., :6].mean((2, 3)), style[..., :6].mean((2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out[..., 6:].mean((2, 3)), style[..., 6:].mean((2, 3)), atol=1e-4, rtol=1e-4)
+    swapped = match_color(content, style, method, content_mask=masks, style_mask=masks.flip(0))
+    torch.testing.assert_close(swapped[..., :6].mean((2, 3)), style[..., 6:].mean((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_in_no_mask_takes_what_is_left_of_the_style():
+    content, style = halves(-1, 2), halves(3, 0)
+    out = match_color(content, style, "mk", content_mask=LEFT, style_mask=LEFT)
+    torch.testing.assert_close(out[..., 6:].mean((2, 3)), style[..., 6:].mean((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_semantic_follows_the_features_and_masks_win():
+    content, style = halves(-1, 2), halves(3, 0)
+    out = match_color(content, style, "semantic", features=kinds)
+    assert (out[..., :6].mean() - 3).abs() < 0.2 and out[..., 6:].mean().abs() < 0.2
+    masks = torch.cat([LEFT, 1 - LEFT])
+    masked = match_color(content, style, "semantic", content_mask=masks, style_mask=masks.flip(0), features=kinds)
+    assert masked[..., :6].mean().abs() < 0.2 and (masked[..., 6:].mean() - 3).abs() < 0.2
+
+
+def test_masks_that_cannot_be_meant_are_refused():
+    content, style = halves(0, 1), halves(1, 0)
+    with pytest.raises(ValueError, match="content_mask is connected and style_mask is not"):
+        match_color(content, style, "mk", content_mask=LEFT)
+    with pytest.raises(ValueError, match="content_mask holds 1 regions and style_mask 2"):
+        match_color(content, style, "mk", content_mask=LEFT, style_mask=LEFT.repeat(2, 1, 1))
+    with pytest.raises(ValueError, match="region 1 of style_mask is empty"):
+        match_color(content, style, "mk", content_mask=LEFT, style_mask=0 * LEFT)

@@ -318,8 +318,8 @@ def picture(path: Path, seed: int, size: int = 320) -> Path:
     return path
 
 
-def test_the_demos_pictures_and_near_duplicates_are_not_trained_on(tmp_path):
-    tested = picture(tmp_path / "a" / Path(demo.CONTENT[1]).name, 0)
+def test_pictures_kept_back_and_near_duplicates_are_not_trained_on(tmp_path):
+    tested = picture(tmp_path / "a" / pictures.KEPT_BACK[0], 0)
     sibling = picture(tmp_path / "a" / "api_bria_image_edit-7.webp", 1)  # another view of the same subject
     copy = picture(tmp_path / "b" / "copy.webp", 0, size=340)
     others = [picture(tmp_path / "b" / f"{name}.webp", seed) for seed, name in enumerate("abc", 2)]

@@ -8,6 +8,7 @@ on, and a new checkpoint computes anew only what it changes.
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 import types
@@ -152,6 +153,7 @@ class Studio:
         return self.folder / f"{digest(painting.digest, kept)}.safetensors"
 
     def learn(self, painting: Picture, variant: Variant) -> Path:
+        import evaluate
         from inst_pack.inst_core.style import save_style
         from inst_pack.nodes.learn import InSTLearnStyle
 
@@ -164,7 +166,7 @@ class Studio:
                     variant.tokens, variant.learning_steps, variant.learning_rate, variant.batch, variant.seed,
                     clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest).result[0]
             seconds = time.perf_counter() - start
-            write_json(path.with_suffix(".json"), {"seconds": seconds})
+            evaluate.write_json(path.with_suffix(".json"), {"seconds": seconds})
             save_style(style, path)
             say("quality", f"learned {painting.name} in {seconds:.0f} s")
         return path
@@ -293,10 +295,6 @@ def methods(options: argparse.Namespace, studio: Studio, checkpoint_digest: str,
 
 # ---- results ----
 
-def write_json(path: Path, content: object) -> None:
-    write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-
-
 @dataclass(frozen=True)
 class Result:
     """
@@ -332,7 +330,7 @@ class Results:
             seen = evaluate.open_picture(picture)  # the 8-bit picture that others can measure too
             known["measures"] = self.judge.pair(content.pixels, style.pixels).measure(seen)
             known["grams"] = self._grams(seen)
-            write_json(record, known)
+            evaluate.write_json(record, known)
         grams = known["grams"]
         if missing := [s for s in self.styles if s.digest not in grams]:
             grams = grams | self._grams(evaluate.open_picture(picture), missing)
@@ -373,12 +371,14 @@ def summary(results: Sequence[Result], own: Sequence[str], copies: Sequence[Resu
         own: name of each result's style.
         copies: "copy of style" of the same pairs.
     """
+    from evaluate import tables
+
     count = len(results)
-    means = {k: sum(r.measures[k] for r in results) / count for k in results[0].measures}
     nearest = sum(min(r.grams, key=r.grams.get) == name for r, name in zip(results, own, strict=True)) / count
     alarms = sum(r.measures["leakage"] > ALARM * c.measures["leakage"]
                  for r, c in zip(results, copies, strict=True)) / count
-    return Summary(means, nearest, alarms, sum(r.seconds for r in results) / count)
+    measures = tables.means([r.measures for r in results])
+    return Summary(measures, nearest, alarms, sum(r.seconds for r in results) / count)
 
 
 def promise(text: str, value: float, bound: float, below: bool = True) -> str:
@@ -406,7 +406,8 @@ def promises(whole: Mapping[str, Summary], few: Mapping[str, Summary], learning:
         lines.append(promise(f"Gram distance {gram:.3f} within 10 % of that with words told by the teacher, "
                              f"{told:.3f}", gram, NEAR_TOLD * told))
     if learning:
-        lines.append(promise(f"learning a style takes {learning:.0f} s", learning, LEARNING_SECONDS))
+        lines.append(promise(f"learning a style takes {learning:.0f} s, threads: {torch.get_num_threads()}", learning,
+                             LEARNING_SECONDS))
     for name in ("no style", "wrong style"):
         if name in few:
             other = few[name].measures["gram"]
@@ -428,19 +429,19 @@ COLUMNS = (("Gram to style", "gram"), ("palette, Lab", "palette_lab"), ("LPIPS t
 
 
 def markdown(rows: Mapping[str, Summary]) -> str:
+    from evaluate import tables
+
     head = ["", *(title for title, _ in COLUMNS), "right style nearest", "alarms", "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, row in rows.items():
-        cells = [name, *(f"{row.measures[key]:.3f}" for _, key in COLUMNS), f"{100 * row.nearest:.0f} %",
-                 f"{100 * row.alarms:.0f} %", f"{row.seconds:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return tables.markdown(head, [
+        [name, *(f"{row.measures[key]:.3f}" for _, key in COLUMNS), f"{100 * row.nearest:.0f} %",
+         f"{100 * row.alarms:.0f} %", f"{row.seconds:.1f}"] for name, row in rows.items()])
 
 
 PAGE = """# How good the demo model is
 
-Written by `{command}`. {contents} photographs × {styles} paintings, {side} px, none of them trained on; every style
-learned and every photograph repainted through the pack's own nodes: {settings}.
+Written by `{command}{options}`. {contents} photographs × {styles} paintings,
+{side} px, none of them trained on; every style learned and every photograph repainted through the pack's own nodes:
+{settings}.
 {sheet}
 ## What was promised
 
@@ -471,10 +472,12 @@ def page(options: argparse.Namespace, whole: Mapping[str, Summary], few: Mapping
     missing = "" if teacher.models() else " (The teacher was not installed: dependency group `train`.)"
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in asdict(DEMO).items())
     command = "python tools/demo_model quality --contents FOLDER --styles FOLDER"
-    return PAGE.format(command=command, contents=contents, styles=styles, side=SIDE, settings=settings, sheet=sheet,
-                       promises="\n".join(promises(whole, few, learning)), pairs=contents * styles, told=TOLD,
-                       teacher=TEACHER, missing=missing, whole=markdown(whole), few_contents=few_contents,
-                       few_pairs=few_contents * styles, few=markdown(few))
+    given = f" --threads {options.threads}" if options.threads else ""
+    given += f" --only {shlex.join(options.only)}" if options.only else ""
+    return PAGE.format(command=command, options=given, contents=contents, styles=styles, side=SIDE, settings=settings,
+                       sheet=sheet, promises="\n".join(promises(whole, few, learning)), pairs=contents * styles,
+                       told=TOLD, teacher=TEACHER, missing=missing, whole=markdown(whole),
+                       few_contents=few_contents, few_pairs=few_contents * styles, few=markdown(few))
 
 
 def sheet(path: Path, results: Mapping[str, list[Result]], contents: Sequence[Picture],
