@@ -26,7 +26,7 @@ ALEXNET, CLIP_VISION = "alexnet", "clip_vit_l14"
 FEATURES = {ALEXNET: 2 * sum(CHANNELS), CLIP_VISION: 2 * 1024 + 768}  # {kind: how many numbers}
 FORMAT, ABOUT = "1", "inst.guesser"
 GUESSED_BY, CONTEXT = "inst.guessed_by", "inst.context"
-ADVICE = "Choose a file made by tools/train_encoder; the pack's own is inst-demo-guesser.safetensors."
+ADVICE = "such as the pack's own inst-demo-guesser.safetensors."
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Guesser(nn.Module):
         self.start = nn.ParameterDict({k: nn.Parameter(v.clone().float(), requires_grad=False)
                                        for k, v in start.items()})
         self.seen = nn.Sequential(nn.Linear(count, about.hidden), nn.SiLU(), nn.Linear(about.hidden, about.rank))
+        self.straight = nn.Linear(count, about.rank, bias=False)
+        nn.init.zeros_(self.straight.weight)
         self.heads = nn.ModuleDict({k: nn.Linear(about.rank, about.tokens * w) for k, w in about.widths.items()})
         for head in self.heads.values():
             nn.init.zeros_(head.weight)
@@ -88,7 +90,8 @@ class Guesser(nn.Module):
 
     def offsets(self, features: Tensor) -> Vectors:
         """What sets a style apart from the starting words, in their length: {key: (B, tokens, width)}."""
-        inner = self.seen((features.to(self.mean) - self.mean) / self.deviation)
+        features = (features.to(self.mean) - self.mean) / self.deviation
+        inner = self.seen(features) + self.straight(features)
         return {k: rearrange(head(inner), "b (n w) -> b n w", n=self.about.tokens) for k, head in self.heads.items()}
 
     def forward(self, features: Tensor, start: Mapping[str, Tensor] | None = None) -> Vectors:
@@ -104,6 +107,33 @@ class Guesser(nn.Module):
         """Takes mean and deviation of all features from those of many pictures (n, F)."""
         self.mean.copy_(features.mean(0))
         self.deviation.copy_(features.std(0).clamp_min(1e-3))
+
+    @torch.no_grad()
+    def solve(self, features: Tensor, words: Vectors, ridge: float) -> None:
+        """The best linear guess of known pseudo-words, in closed form (ridge regression), for training to go on from.
+
+        Args:
+            features: (n, F); words: {key: (n, width)}, the same for all tokens.
+            ridge: weight of the squared coefficients, beside the mean over the pictures.
+        """
+        seen = ((features.to(self.mean) - self.mean) / self.deviation).double()
+        start = torch.cat([self.start[k].expand(len(seen), -1) for k in self.heads], 1).double()
+        lengths = torch.cat([self.start[k].norm().expand(self.about.widths[k]) for k in self.heads]).double()
+        offsets = (torch.cat([words[k] for k in self.heads], 1).double() - start) / lengths
+        centre, middle = offsets.mean(0), seen.mean(0)
+        covariance = (seen - middle).T @ (seen - middle) / len(seen)
+        covariance.diagonal().add_(ridge)
+        solution = torch.linalg.solve(covariance, (seen - middle).T @ (offsets - centre) / len(seen))  # (F, widths)
+        left, sizes, right = torch.linalg.svd(solution, full_matrices=False)
+        rank = self.about.rank
+        self.straight.weight.copy_((left[:, :rank] * sizes[:rank]).T)
+        nn.init.zeros_(self.seen[-1].weight)
+        nn.init.zeros_(self.seen[-1].bias)
+        parts = zip(self.heads.items(), right[:rank].split([*self.about.widths.values()], 1),
+                    (centre - middle @ solution).split([*self.about.widths.values()]), strict=True)
+        for (_, head), rows, bias in parts:
+            head.weight.copy_(rows.T.repeat(self.about.tokens, 1))
+            head.bias.copy_(bias.repeat(self.about.tokens))
 
     @torch.no_grad()
     def remove(self, directions: Mapping[str, Tensor]) -> None:
@@ -165,22 +195,29 @@ def load(path: Path) -> Guesser:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            about = read_about(metadata, list(file.keys()), path.name)
+            about = read_about(file.metadata() or {}, list(file.keys()), path.name)
+            check_shapes({k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, about, path.name)  # noqa: SIM118
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dictionary)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is no encoder to guess styles with: it is cut off or no safetensors file "
-                         f"({error}). {ADVICE}") from error
+        raise ValueError(f"{path.name} is cut off or no safetensors file ({error}). Choose an encoder made by "
+                         f"tools/train_encoder, {ADVICE}") from error
     guesser = Guesser(about, {k: torch.zeros(1, w) for k, w in about.widths.items()})
-    expected = {k: tuple(v.shape) for k, v in guesser.state_dict().items()}
-    if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != expected:
-        wrong = sorted(k for k in {*expected, *found} if expected.get(k) != found.get(k))
-        raise ValueError(f"{path.name} does not hold what its header says: {wrong[0]} is {found.get(wrong[0])}, and "
-                         f"{expected.get(wrong[0])} was expected. Copy the file again.")
     if broken := [k for k, v in tensors.items() if not torch.isfinite(v.float()).all()]:
         raise ValueError(f"{path.name}: {broken[0]} contains NaN or infinite values. Copy the file again.")
     guesser.load_state_dict({k: v.float() for k, v in tensors.items()})
     return guesser.eval().requires_grad_(False)
+
+
+def check_shapes(found: Mapping[str, tuple[int, ...]], about: About, name: str) -> None:
+    """Raises ValueError unless these are the tensors {key: shape} of an encoder with this header.  None of them is
+    made for that, however large the header says they are."""
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in
+                    Guesser(about, {k: torch.zeros(1, w) for k, w in about.widths.items()}).state_dict().items()}
+    if found != expected:
+        wrong = min(k for k in {*expected, *found} if expected.get(k) != found.get(k))
+        raise ValueError(f"{name} does not hold what its header says: {wrong} is {found.get(wrong)}, and "
+                         f"{expected.get(wrong)} was expected. Copy the file again.")
 
 
 def read_about(metadata: Mapping[str, str], keys: list[str], name: str) -> About:
@@ -193,7 +230,7 @@ def read_about(metadata: Mapping[str, str], keys: list[str], name: str) -> About
         is_style = metadata.get("inst.version") == STYLE_FORMAT
         what = ("a style, for Load InST Style" if is_style
                 else f"a file of {len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
-        raise ValueError(f"{name} is no encoder to guess styles with, it is {what}. {ADVICE}")
+        raise ValueError(f"{name} is {what}. Choose an encoder made by tools/train_encoder, {ADVICE}")
     try:
         about = About(**json.loads(metadata["about"]))
         sizes = [about.tokens, about.hidden, about.rank, about.side, *about.widths.values()]

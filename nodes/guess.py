@@ -1,34 +1,22 @@
 """Guess InST Style."""
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..inst_core import guessing, host, preprocess
 from ..inst_core.metrics.alexnet import AlexNet
-from .compare import LPIPS_FILE, LPIPS_MISSING
+from .compare import lpips_weights
 from .sockets import CATEGORY, InstStyle
-from .weights import read_weights
 
+GO_ON = "Learn InST Style goes on from it in about 20 steps."
 NO_ENCODERS = "(put an encoder into models/inst_encoders)"
-
-
-def alexnet() -> AlexNet:
-    """From the file in models/style_transfer, in whatever subfolder.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    name = next((n for n in host.model_files(host.TRANSFER_FOLDER) if PurePath(n).name == LPIPS_FILE), None)
-    if name is None:
-        raise ValueError(LPIPS_MISSING)
-    return AlexNet(read_weights(name))
 
 
 def features_of(pictures: Tensor, about: guessing.About, clip_vision) -> Tensor:
     """What the encoder wants to know of pictures (P, H, W, 3): (P, F)."""
     if about.features == guessing.ALEXNET:
-        return guessing.alexnet_features(alexnet(), pictures, about.side)
+        return guessing.alexnet_features(AlexNet(lpips_weights()), pictures, about.side)
     if clip_vision is None:
         raise ValueError("clip_vision is not connected, and this encoder looks at paintings through CLIP ViT-L/14: "
                          "connect Load CLIP Vision (clip-vit-large-patch14), or choose an encoder that uses AlexNet.")
@@ -101,5 +89,5 @@ class InSTGuessStyle(io.ComfyNode):
             start = host.word_vectors(clip, context) if context else None
         vectors = guessing.guess(guesser, features_of(pictures, about, clip_vision), start)
         style = guessing.guessed_style(guesser, vectors, pictures, encoder_name, context, context if start else "")
-        said = f"Guessed for {about.base_model}: {about.tokens} tokens. Learn InST Style goes on from it in 20 steps."
+        said = f"Guessed for {about.base_model or about.family}: {about.tokens} tokens. {GO_ON}"
         return io.NodeOutput(style, f"*, {context}" if context else "*", ui=ui.PreviewText(said))

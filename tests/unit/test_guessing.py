@@ -110,7 +110,7 @@ def test_styles_and_damaged_files_are_refused_by_what_they_are(guesser, tmp_path
     guessing.save(guesser, cut)
     cut.write_bytes(cut.read_bytes()[:-100])
     empty.touch()
-    with pytest.raises(ValueError, match="it is a style, for Load InST Style"):
+    with pytest.raises(ValueError, match="is a style, for Load InST Style. Choose an encoder"):
         guessing.load(style)
     for path in (cut, empty, tmp_path / "nowhere.safetensors"):
         with pytest.raises(ValueError, match=path.name):

@@ -17,6 +17,7 @@ from . import sources
 from .sources import Example
 
 VIEWS = 2  # of a picture that features are taken of: the whole, and random parts of it
+LEVELS = 8  # samples in a row have noise levels in as many equal parts of all levels
 PART = 0.5, 0.9  # of the short side
 
 
@@ -122,6 +123,11 @@ class Cached(torch.utils.data.Dataset):
         """(VIEWS, F)"""
         return as_tensor(self.rows[i]["seen"]).view(VIEWS, -1)
 
+    def told(self) -> list[tuple[Tensor, Tensor]]:
+        """Features (VIEWS, F) and words (VIEWS, width) of every picture whose words are known."""
+        known = [i for i, words in enumerate(self.rows["words"]) if words]
+        return [(self.features(i), as_tensor(self.rows[i]["words"]).expand(VIEWS, -1)) for i in known]
+
     def __getitem__(self, item: tuple[int, int]) -> dict:
         number, i = item
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
@@ -133,7 +139,8 @@ class Cached(torch.utils.data.Dataset):
         words = as_tensor(row["words"])
         return {"number": number, "row": i, "seen": self.features(told_by)[view],
                 "own": as_tensor(row["seen"]).view(VIEWS, -1)[here if not self.same else view], "latent": latent,
-                "noise": torch.randn(latent.shape, generator=generator), "time": torch.rand((), generator=generator),
+                "noise": torch.randn(latent.shape, generator=generator),
+                "time": (number % LEVELS + torch.rand((), generator=generator)) / LEVELS,
                 "place": torch.rand(2, generator=generator), "words": words, "known": float(len(words) > 0),
                 "caption": row["caption"], "context": row["context"]}
 

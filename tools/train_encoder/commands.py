@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run", default="encoder", help="name of the run; its checkpoints are in FOLDER/RUN")
     train.add_argument("--begin", type=Path, help="an encoder to begin from")
     train.add_argument("--output", type=Path, help="file to write, instead of FOLDER/RUN.safetensors")
+    train.add_argument("--ridge", type=float, default=0.3, help="a new encoder begins with the best linear guess of "
+                       "known words; weight of its squared coefficients, 0 = it begins with the starting words")
     train.add_argument("--trained-on", default="", help="what the file says it was trained on")
     train.add_argument("--start", default="painting")
     train.add_argument("--context", type=float, default=0.0, help="share of samples that start from context words")

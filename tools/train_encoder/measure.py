@@ -118,7 +118,8 @@ def best(checks: list, most: int = STEPS) -> float:
 
 def say(name: str, word: dict, guess: dict) -> None:
     print(f"[measure] {name}: word {word['checks'][0][1]:.4f}, guess {guess['guess']:.4f}, guess + {FEW} "
-          f"{best(guess['checks']):.4f}, {STEPS} steps {best(word['checks']):.4f}; {guess['seconds']:.2f} s", flush=True)
+          f"{best(guess['checks']):.4f}, {STEPS} steps {best(word['checks']):.4f}; {guess['seconds']:.2f} s",
+          flush=True)
 
 
 def table(word: dict, guess: dict) -> None:

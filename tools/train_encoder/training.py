@@ -132,6 +132,14 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * max(0.0, 1 - step / steps)
 
 
+def groups(guesser: guessing.Guesser, rate: float) -> list[dict]:
+    """Parameters for the optimizer.  A layer's rate is in inverse proportion to its inputs, so that one step changes
+    what every layer says about as much (Yang et al. 2021, "Tensor Programs V", table 3)."""
+    learned = [p for p in guesser.parameters() if p.requires_grad]
+    return [{"params": [p], "lr": rate * (1 if p.ndim < 2 else min(1.0, guesser.about.rank / p.shape[1]))}
+            for p in learned]
+
+
 def fresh(options: argparse.Namespace, engine: engines.Engine, cached: Cached) -> guessing.Guesser:
     """The encoder that training begins from: --begin's, or a new one with the cache's mean and deviation."""
     if options.begin:
@@ -142,6 +150,9 @@ def fresh(options: argparse.Namespace, engine: engines.Engine, cached: Cached) -
     guesser = guessing.Guesser(about, engine.words(options.start))
     every = max(1, len(cached) // 2000)
     guesser.standardize(torch.cat([cached.features(i) for i in range(0, len(cached), every)]))
+    if options.ridge and (told := cached.told()):
+        features, words = (torch.cat(column) for column in zip(*told, strict=True))
+        guesser.solve(features, {k: words for k in engine.widths}, options.ridge)
     return guesser
 
 
@@ -174,8 +185,7 @@ def train(options: argparse.Namespace) -> None:
                    for k in engine.widths} if options.leakage else {}
         loader = StatefulDataLoader(cached, each, sampler=Order(len(cached), options.seed, accelerator.process_index,
                                                                 accelerator.num_processes), collate_fn=collate)
-        optimizer = torch.optim.AdamW([p for p in guesser.parameters() if p.requires_grad], options.rate,
-                                      weight_decay=options.decay)
+        optimizer = torch.optim.AdamW(groups(guesser, options.rate), weight_decay=options.decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options.steps))
         model, optimizer = accelerator.prepare(guesser, optimizer)
         accelerator.register_for_checkpointing(schedule)
