@@ -5,6 +5,7 @@ from ..inst_core import host
 from .adapter import InSTApplyStyleAdapter
 from .color import InSTMatchColor
 from .compare import InSTComparisonGrid, InSTMetrics
+from .guess import InSTGuessStyle
 from .inversion import InSTCosineScheduler, InSTSample, InSTStochasticInvert
 from .learn import InSTLearnStyle
 from .size import InSTFitToModel, InSTTileModel
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     InSTFitToModel,
     InSTTileModel,
     InSTApplyStyleAdapter,
+    InSTGuessStyle,
 ]
 
 

@@ -24,6 +24,17 @@ def _lpips_name() -> str | None:
     return next((n for n in host.model_files(host.TRANSFER_FOLDER) if PurePath(n).name == LPIPS_FILE), None)
 
 
+def lpips_weights() -> dict[str, Tensor]:
+    """Those of AlexNet and LPIPS.
+
+    Raises:
+        ValueError: the file is not there.
+    """
+    if (name := _lpips_name()) is None:
+        raise ValueError(LPIPS_MISSING)
+    return read_weights(name)
+
+
 def _lines(text: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text.strip() else []
 
@@ -125,12 +136,11 @@ class InSTMetrics(io.ComfyNode):
     @classmethod
     def execute(cls, content, style, result, unrelated=None, clip_vision=None, size=metrics.SIDE, vgg19=NONE,
                 csd=NONE, art_inception=NONE) -> io.NodeOutput:
-        if (name := _lpips_name()) is None:
-            raise ValueError(LPIPS_MISSING)
+        alexnet = lpips_weights()
         batches = [to_pictures(content, "content"), to_pictures(style, "style"), to_pictures(result, "result")]
         other = None if unrelated is None else to_pictures(unrelated, "unrelated")
         device = host.make_room(WORKING_MEMORY)
-        networks = metrics.load_networks(read_weights(name), device, _optional(vgg19), _clip(clip_vision),
+        networks = metrics.load_networks(alexnet, device, _optional(vgg19), _clip(clip_vision),
                                          _optional(csd))
         inception = None if art_inception == NONE else load_inception(read_weights(art_inception)).to(device)
         bar = host.Progress(len(batches[2]))

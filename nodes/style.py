@@ -3,6 +3,7 @@ from comfy_api.latest import io, ui
 
 from ..inst_core import host, official, preprocess, saving
 from ..inst_core.encoders import ENCODERS
+from ..inst_core.guessing import CONTEXT
 from ..inst_core.learning import final_vectors
 from ..inst_core.recipes import START_WORDS
 from ..inst_core.strength import SHAPES, Course
@@ -88,7 +89,9 @@ class InSTLoadStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, style_name) -> io.NodeOutput:
-        return io.NodeOutput(load_style(host.style_path(style_name)))
+        style = load_style(host.style_path(style_name))
+        context = style.metadata.get(CONTEXT)
+        return io.NodeOutput(style, ui=ui.PreviewText(context) if context else None)
 
 
 class InSTSaveStyle(io.ComfyNode):

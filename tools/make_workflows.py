@@ -401,6 +401,30 @@ def at_a_glance(g: Graph) -> None:
         g.add("saved", "SaveImage", images=("figure", 0), filename_prefix="inst/glance")
 
 
+DEMO, GUESSER = "inst-demo.safetensors", "inst-demo-guesser.safetensors"
+
+
+def guess_a_style(g: Graph) -> None:
+    g.note("A style at a glance, without learning", steps(
+        "Choose a painting and your photograph.", "Press Run.",
+        "If the style is not close enough, connect it to continue_from of Learn InST Style, with encoder direct and "
+        "about 20 steps.",
+        more=f"The guess takes a moment. The encoder that ships with this pack guesses for its small demo checkpoint "
+             f"only ({DEMO}, made by tools/dev.py); for other checkpoints one has to be trained first, see "
+             "docs/guessing.md."))
+    with g.group("Model", MODELS):
+        checkpoint(g, DEMO)
+    with g.group("Photograph", PICTURES):
+        photograph(g)
+    with g.group("Painting and guess", STYLE):
+        painting(g)
+        g.add("guess", "InST_GuessStyle", image=("painting", 0), encoder_name=GUESSER)
+        apply_style(g, ("guess", 0))
+    with g.group("Repaint", REPAINT):
+        repaint(g, steps=12, cfg=3.0)
+    picture(g, "inst/guessed")
+
+
 def stock_embedding(g: Graph) -> None:
     g.note("A style in any prompt", steps(
         "Choose your checkpoint.", "Write \"embedding:\" and the name of a style into the prompt.", "Press Run.",
@@ -646,6 +670,7 @@ SHIPPED: dict[str, Callable[[Graph], None]] = {
     "21_adaattn": adaattn,
     "22_cast": cast,
     "23_styleshot": styleshot,
+    "24_guess_a_style": guess_a_style,
 }
 BLUEPRINT = "Style transfer (InST)"
 

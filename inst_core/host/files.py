@@ -8,8 +8,10 @@ import folder_paths
 from comfy.cli_args import args
 
 STYLE_FOLDER = "inst_styles"
+GUESSER_FOLDER = "inst_encoders"  # of encoders that guess styles
 TRANSFER_FOLDER = "style_transfer"
 SHIPPED_STYLES = Path(__file__).resolve().parents[2] / "styles"
+SHIPPED_ENCODERS = SHIPPED_STYLES.with_name(GUESSER_FOLDER)
 SAMPLES = SHIPPED_STYLES.with_name("samples")
 FOR_THE_DEMO = "inst-demo"  # folder in SHIPPED_STYLES: of the checkpoint that they are for
 STYLE_EXTENSIONS = {".safetensors"}
@@ -25,7 +27,8 @@ def _register(folder: str, paths: list[Path], extensions: set[str]) -> None:
 
 
 def register_folders() -> None:
-    """Makes ``models/inst_styles``, ``output/inst_styles``, the shipped styles and ``models/style_transfer`` known.
+    """Makes ``models/inst_styles``, ``output/inst_styles``, ``models/style_transfer`` and ``models/inst_encoders``
+    known, with the shipped styles and encoders.
 
     Style folders are also searched for ``embedding:name``, so that a learned style works in any stock prompt.
     """
@@ -33,6 +36,8 @@ def register_folders() -> None:
               SHIPPED_STYLES]
     _register(STYLE_FOLDER, styles, STYLE_EXTENSIONS)
     _register(TRANSFER_FOLDER, [Path(folder_paths.models_dir, TRANSFER_FOLDER)], WEIGHT_EXTENSIONS)
+    encoders = [Path(folder_paths.models_dir, GUESSER_FOLDER), SHIPPED_ENCODERS]
+    _register(GUESSER_FOLDER, encoders, STYLE_EXTENSIONS)
     for path in folder_paths.get_folder_paths(STYLE_FOLDER):
         folder_paths.add_model_folder_path("embeddings", path)
 
@@ -78,6 +83,15 @@ def style_files() -> list[str]:
 
 def style_path(name: str) -> Path:
     return Path(model_path(STYLE_FOLDER, name))
+
+
+def guesser_files() -> list[str]:
+    """Encoders that guess styles."""
+    return model_files(GUESSER_FOLDER)
+
+
+def guesser_path(name: str) -> Path:
+    return Path(model_path(GUESSER_FOLDER, name))
 
 
 def style_folders() -> tuple[Path, Path, Path]:
