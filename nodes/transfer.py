@@ -6,12 +6,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..inst_core import host
-from ..inst_core.methods import common, gatys, load_style_model, vgg
+from ..inst_core.methods import METHODS, common, files_of, gatys, load_style_model, official_names, vgg
 from .sockets import COMPARE_CATEGORY, seed_input, to_image, to_pictures
 from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
 PREVIEWS = 20  # pictures shown during a Gatys run
+CHOSEN_FILES = "of the files above"
 STYLE_LAYERS = ", ".join(gatys.STYLE_LAYERS)
 
 StyleTransferModel = io.Custom("STYLE_TRANSFER_MODEL")
@@ -40,8 +41,8 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
             display_name="Load StyTr2, AdaAttN or CAST",
             category=COMPARE_CATEGORY,
             description="StyTr2, AdaAttN (pictures or video) or CAST from their released files in "
-                        "models/style_transfer. Choose all files of one model, in any order; they are recognised by "
-                        "their contents.",
+                        "models/style_transfer. Choose a method, and it finds its files; or choose all files of one "
+                        "model, in any order; they are recognised by their contents.",
             search_aliases=["stytr2", "adaattn", "cast", "style transfer", "load style model", "vgg_normalised"],
             inputs=[
                 io.Combo.Input("file_1", options=weight_files(),
@@ -50,23 +51,37 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
                 more(2, "Another file of the same model."),
                 more(3, "Another file of the same model, or none."),
                 more(4, "Another file of the same model, or none."),
+                io.Combo.Input("method", options=[CHOSEN_FILES, *METHODS], default=CHOSEN_FILES, optional=True,
+                               tooltip="A method finds its files by their released names anywhere in "
+                                       "models/style_transfer; the files above are then not read."),
             ],
             outputs=[StyleTransferModel.Output(display_name="style_transfer_model",
                                                tooltip="For Apply StyTr2, AdaAttN or CAST.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> bool | str:
-        return file_problem(file_1, file_2, file_3, file_4)
+    def validate_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> bool | str:
+        if method == CHOSEN_FILES:
+            return file_problem(file_1, file_2, file_3, file_4)
+        try:
+            official_names(method, weight_files())
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
-    def fingerprint_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> str:
-        return fingerprint(file_1, file_2, file_3, file_4)
+    def fingerprint_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> str:
+        return fingerprint(*cls.names(method, file_1, file_2, file_3, file_4))
 
     @classmethod
-    def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE) -> io.NodeOutput:
-        names = chosen(file_1, file_2, file_3, file_4)
-        return io.NodeOutput(load_style_model({name: read_weights(name) for name in names}))
+    def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> io.NodeOutput:
+        files = {name: read_weights(name) for name in cls.names(method, file_1, file_2, file_3, file_4)}
+        return io.NodeOutput(load_style_model(files if method == CHOSEN_FILES else files_of(method, files)))
+
+    @staticmethod
+    def names(method: str, *files: str) -> list[str]:
+        """Files that are read: the chosen ones, or those that are called as the method's are."""
+        return chosen(*files) if method == CHOSEN_FILES else official_names(method, weight_files())
 
 
 class InSTTransferStyle(io.ComfyNode):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from client import Client, PromptError
-from demo_model.settings import DEMO, SIDE, Settings
+from demo_model.settings import DEMO, GUESSER, SIDE, Settings
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from workflow_api import to_api
@@ -24,7 +24,7 @@ WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 INST, GATYS = WORKFLOWS / "04_everything_in_one_graph.json", WORKFLOWS / "19_gatys.json"
 DEMO_CHECKPOINT, UNTRAINED_CHECKPOINT = "inst-demo.safetensors", "inst-small.safetensors"
 # Without meaning in the weights few steps show all there is to see; more guidance drowns the photograph.
-UNTRAINED = Settings(learning_steps=24, batch=1, learning_rate=0.0, strength=0.7, cfg=3.0, steps=35)
+UNTRAINED = Settings(guess=False, learning_steps=24, batch=1, learning_rate=0.0, strength=0.7, cfg=3.0, steps=35)
 GATYS_STEPS = 60  # enough to see the style
 SD1_SIDE, SDXL_SIDE = 512, 1024  # px; what checkpoints were trained on that do not say it themselves
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -60,12 +60,14 @@ class Plan(NamedTuple):
     Attributes:
         checkpoint: its name in ComfyUI; ``side``: px it was made for.
         vision: name of the CLIP vision model, or None for an encoder that needs none.
+        guesser: name of the encoder that guesses what learning goes on from, or None.
         widgets: other values than the workflow's.
     """
 
     checkpoint: str
     side: int
     vision: str | None
+    guesser: str | None
     widgets: Widgets
 
 
@@ -96,14 +98,16 @@ def plan(arguments: argparse.Namespace) -> Plan:
     """The checkpoint that was given; else the demo model; else, where that could not be made, the untrained one."""
     models = arguments.home / "models"
     vision = arguments.clip_vision and place(arguments.clip_vision, models / "clip_vision")
+    guesser = None
     if arguments.checkpoint is not None:
         widgets = {"InST_LearnStyle": {"quality": "like the paper"}} if vision else {}
         name, side = place(arguments.checkpoint, models / "checkpoints"), native_side(arguments.checkpoint)
     elif (models / "checkpoints" / DEMO_CHECKPOINT).is_file():
         name, side, widgets = DEMO_CHECKPOINT, SIDE, chosen(DEMO)
+        guesser = GUESSER if DEMO.guess else None
     else:
         name, side, widgets = UNTRAINED_CHECKPOINT, SIDE, chosen(UNTRAINED)
-    return Plan(name, side, vision, widgets)
+    return Plan(name, side, vision, guesser, widgets)
 
 
 def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> None:
@@ -125,16 +129,29 @@ def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> N
             node["inputs"]["image"] = pictures[node["_meta"]["title"]]
     if chosen_plan.vision is not None:
         connect_vision(prompt, chosen_plan.vision)
+    if chosen_plan.guesser is not None:
+        connect_guess(prompt, chosen_plan.guesser)
+
+
+def learners_of(prompt: dict) -> list[dict]:
+    """Inputs of the nodes that learn a style."""
+    return [node["inputs"] for node in prompt.values() if node["class_type"] == "InST_LearnStyle"]
 
 
 def connect_vision(prompt: dict, name: str) -> None:
     """Gives the nodes that learn a CLIP vision model."""
-    learners = [node for node in prompt.values() if node["class_type"] == "InST_LearnStyle"]
-    if learners:
+    for learner in learners_of(prompt):
         prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": name},
                             "_meta": {"title": "Load CLIP Vision"}}
-    for node in learners:
-        node["inputs"]["clip_vision"] = ["vision", 0]
+        learner["clip_vision"] = ["vision", 0]
+
+
+def connect_guess(prompt: dict, guesser: str) -> None:
+    """Lets the nodes that learn go on from a guess."""
+    for number, learner in enumerate(learners_of(prompt)):
+        prompt[f"guess{number}"] = {"class_type": "InST_GuessStyle", "_meta": {"title": "Guess InST Style"},
+                                    "inputs": {"image": learner["image"], "encoder_name": guesser}}
+        learner["continue_from"] = [f"guess{number}", 0]
 
 
 class Display:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from client import Client, PromptError
-from demo import chosen, result_of
-from demo_model.settings import DEMO
+from demo import chosen, connect_guess, result_of
+from demo_model.settings import DEMO, GUESSER
 from PIL import Image
 from workflow_api import WorkflowError, to_api
 from workflow_thumbnail import halves, strip, thumbnail
@@ -35,6 +35,7 @@ def sample(name: str) -> Image.Image:
 
 def filled(prompt: dict) -> dict:
     """With the demo's settings; InST Sample keeps the strength and the steps that the workflow shows off."""
+    connect_guess(prompt, GUESSER)
     for node in prompt.values():
         values = SETTINGS.get(node["class_type"], {})
         if node["class_type"] == "InST_Sample":

@@ -2,20 +2,24 @@
 
 ``load_style_model`` makes a feed-forward model from the files of its release, which are recognised by keys and shapes.
 """
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from torch import Tensor
 
 from . import adaattn, cast, stytr2
-from .common import Limits, Part, Recipe, StyleTransferModel
+from .common import NORMALISED_VGG, Limits, Part, Recipe, StyleTransferModel
 
 StateDict = Mapping[str, Tensor]
 
 RECIPES: tuple[Recipe, ...] = (*stytr2.RECIPES, *adaattn.RECIPES, *cast.RECIPES)
 ALIKE = 0.5  # a file with this share of a part's tensors is called a damaged copy of it
 
-__all__ = ["RECIPES", "Identified", "Limits", "StyleTransferModel", "identify", "load_style_model"]
+METHODS = tuple(dict.fromkeys(recipe.name for recipe in RECIPES))
+
+__all__ = ["METHODS", "RECIPES", "Identified", "Limits", "StyleTransferModel", "files_of", "identify",
+           "load_style_model", "official_names"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,58 @@ def identify(state_dicts: Mapping[str, StateDict]) -> Identified:
     if problems := best.problems(titles):
         raise ValueError(f"The files are closest to {best.recipe.name}. {'; '.join(problems)}.")
     return Identified(best.recipe, tuple(name for names in best.roles.values() for name in names))
+
+
+def official_names(method: str, names: Iterable[str]) -> list[str]:
+    """Which of these files, in any folder and format, are called as the parts of a method of ``METHODS`` are.
+
+    Raises:
+        ValueError: a part that no file is called like.
+    """
+    names, found = list(names), {}
+    for part in _parts_of(method):
+        stem = PurePath(part.file).stem.casefold()
+        found[part.file] = [name for name in names if PurePath(name).stem.casefold() == stem]
+    needed = min((recipe.parts for recipe in RECIPES if recipe.name == method), key=len)
+    if missing := [part for part in needed if not found[part.file]]:
+        raise ValueError(f"{method} is chosen, and models/style_transfer has no "
+                         + " and no ".join(f"{part.file} ({part.title})" for part in missing)
+                         + ". Put its released files there under their own names, or choose files of other names one "
+                           "by one.")
+    return list(dict.fromkeys(name for same in found.values() for name in same))
+
+
+def files_of(method: str, files: Mapping[str, StateDict]) -> dict[str, StateDict]:
+    """The files of one model of a method, out of those that are called like its parts; of one folder rather than of
+    several, since parts of AdaAttN for pictures and for video have the same names and shapes.
+
+    Raises:
+        ValueError: a part that none of the files holds.
+    """
+    plain = {name: _plain(weights) for name, weights in files.items()}
+    folders = list(dict.fromkeys(PurePath(name).parent for name in files))
+
+    def roles_in(recipe: Recipe, folder: PurePath) -> dict[Part, str | None]:
+        """The file of each part, one in ``folder`` if there is one."""
+        ordered = sorted(plain, key=lambda name: PurePath(name).parent != folder)
+        return {part: next((name for name in ordered if part.fits(name, plain[name])), None) for part in recipe.parts}
+
+    def together(roles: dict[Part, str | None]) -> tuple[bool, int]:
+        """Whether it is whole, and how many of its own parts lie in one folder; the VGG belongs to several models."""
+        parents = [PurePath(name).parent for part, name in roles.items() if name and part is not NORMALISED_VGG]
+        return None not in roles.values(), max(map(parents.count, parents), default=0)
+
+    best = max((roles_in(recipe, folder) for recipe in RECIPES if recipe.name == method for folder in folders),
+               key=together)
+    if lacking := [part for part, name in best.items() if name is None]:
+        raise ValueError(f"{method} is chosen, and none of {', '.join(files)} holds its "
+                         f"{' or its '.join(part.title for part in lacking)}. They are of another model or damaged: "
+                         f"expected the released {', '.join(part.file for part in lacking)}; download it again.")
+    return {name: files[name] for name in best.values()}
+
+
+def _parts_of(method: str) -> list[Part]:
+    return list(dict.fromkeys(part for recipe in RECIPES if recipe.name == method for part in recipe.parts))
 
 
 def load_style_model(state_dicts: Mapping[str, StateDict]) -> StyleTransferModel:

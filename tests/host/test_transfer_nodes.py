@@ -52,6 +52,31 @@ def load(write):
     return load
 
 
+METHODS = {"StyTr2": ("stytr2", STYTR2), "AdaAttN": ("adaattn", ADAATTN), "AdaAttN video": ("adaattn", VIDEO),
+           "CAST": ("cast", CAST)}
+
+
+def test_a_method_finds_its_files_among_those_of_all_methods(write):
+    """Pictures and video of AdaAttN have files of one name, in one folder each."""
+    names = {method: write(*released) for method, released in METHODS.items()}
+    for method in METHODS:
+        assert InSTLoadStyleTransferModel.validate_inputs("none", method=method) is True
+        found = InSTLoadStyleTransferModel.execute("none", method=method).result[0]
+        chosen = InSTLoadStyleTransferModel.execute(*names[method]).result[0]
+        assert type(found) is type(chosen)
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), chosen.parameters(), strict=True))
+
+
+def test_a_method_without_its_files_is_refused_before_anything_runs(write, folders):
+    write("stytr2", STYTR2[:2])
+    problem = InSTLoadStyleTransferModel.validate_inputs("none", method="StyTr2")
+    assert "StyTr2" in problem and STYTR2[2] in problem and STYTR2[0] not in problem
+    (folders / "models" / "style_transfer" / STYTR2[2]).write_bytes(
+        (folders / "models" / "style_transfer" / STYTR2[0]).read_bytes())  # another file under that name
+    with pytest.raises(ValueError, match=r"StyTr2 is chosen, and none of .* holds its .*decoder"):
+        InSTLoadStyleTransferModel.execute("none", method="StyTr2")
+
+
 def released(variant: str) -> list[str]:
     """Files of an AdaAttN of another configuration; the VGG is the same."""
     names = [ADAATTN[0], *(f"{variant}/{name}" for name in ADAATTN[1:])]

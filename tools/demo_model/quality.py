@@ -24,7 +24,7 @@ from . import checkpoint, teacher
 from .files import write_whole
 from .networks import host
 from .prompts import TOKENS, StyleSpace
-from .settings import DEMO, SIDE, Settings
+from .settings import DEMO, GUESSER, SIDE, Settings
 from .sheets import save_sheet
 from .training import say
 
@@ -46,8 +46,9 @@ class Variant(Settings):
     """One way to run InST.
 
     Attributes:
-        style: "own", the style of the pair; "wrong", that of the next painting; "none", an empty prompt; "told", words
-            from what the teacher measures in the painting, without learning.
+        style: "own", the style of the pair; "wrong", that of the next painting; "none", an empty prompt; "guessed",
+            what Guess InST Style makes of the painting; "told", words from what the teacher measures in it. The last
+            two without learning.
         invert: stochastic inversion; else the start is the photograph plus plain noise (SDEdit).
         reuse: the style comes as ``embedding:name`` in a stock prompt.
     """
@@ -59,8 +60,11 @@ class Variant(Settings):
 
 
 BASE = Variant(**asdict(DEMO))
+WITHOUT_GUESS = {"guess": False, "learning_steps": 30, "learning_rate": 0.005}
 ABLATIONS: dict[str, dict[str, object]] = {
     "embedding:": {"reuse": True},
+    "only guessed": {"style": "guessed"},
+    "learned without a guess": WITHOUT_GUESS,
     "no style": {"style": "none"},
     "wrong style": {"style": "wrong"},
     "no inversion": {"invert": False},
@@ -78,10 +82,12 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "30 sampling steps": {"steps": 30},
     "half the learning": {"learning_steps": max(1, BASE.learning_steps // 2)},
     "twice the learning": {"learning_steps": 2 * BASE.learning_steps},
-    "1 token": {"tokens": 1},
-    "encoder attention": {"encoder": "attention", "learning_rate": 0.0},
-    "encoder paper": {"encoder": "paper", "tokens": 1, "learning_rate": 0.0},
+    "1 token, without a guess": {"tokens": 1, **WITHOUT_GUESS},
+    "encoder attention": {"encoder": "attention", **WITHOUT_GUESS, "learning_rate": 0.0},
+    "encoder paper": {"encoder": "paper", "tokens": 1, **WITHOUT_GUESS, "learning_rate": 0.0},
 }
+LEARNED = "own", "wrong"
+LEARNING = "guess", "encoder", "tokens", "learning_steps", "batch", "learning_rate", "strongest"
 NEED_VISION = "attention", "paper", "released"
 
 
@@ -133,6 +139,7 @@ class Studio:
 
         folder_paths.output_directory = folder_paths.models_dir = str(folder / "comfyui")
         inst_host.register_folders()
+        folder_paths.add_model_folder_path(inst_host.TRANSFER_FOLDER, str(options.models))  # AlexNet, for guessing
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
                 str(options.checkpoint), embedding_directory=[str(folder)])[:3]
@@ -146,10 +153,22 @@ class Studio:
     def space(self) -> StyleSpace:
         return StyleSpace.read(checkpoint.open_shipped().space)
 
+    @cached_property
+    def guesser_digest(self) -> str:
+        return hashlib.sha256((ROOT / "inst_encoders" / GUESSER).read_bytes()).hexdigest()
+
+    def guessed(self, painting: Picture):
+        """The style that Guess InST Style makes of a painting."""
+        from inst_pack.nodes.guess import InSTGuessStyle
+
+        return InSTGuessStyle.execute(painting.pixels.permute(0, 2, 3, 1), GUESSER).result[0]
+
     def learned_path(self, painting: Picture, variant: Variant) -> Path:
         """Of the style of a painting, learned once for the same settings."""
         kept = {k: getattr(variant, k) for k in ("encoder", "tokens", "learning_steps", "batch", "learning_rate",
                                                  "strongest", "seed")}
+        if variant.guess:
+            kept["guesser"] = self.guesser_digest
         return self.folder / f"{digest(painting.digest, kept)}.safetensors"
 
     def learn(self, painting: Picture, variant: Variant) -> Path:
@@ -164,7 +183,8 @@ class Studio:
                 style = InSTLearnStyle.execute(
                     self.model, self.clip, self.vae, painting.pixels.permute(0, 2, 3, 1), variant.encoder,
                     variant.tokens, variant.learning_steps, variant.learning_rate, variant.batch, variant.seed,
-                    clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest).result[0]
+                    clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest,
+                    continue_from=self.guessed(painting) if variant.guess else None).result[0]
             seconds = time.perf_counter() - start
             evaluate.write_json(path.with_suffix(".json"), {"seconds": seconds})
             save_style(style, path)
@@ -189,7 +209,8 @@ class Studio:
             return CLIPTextEncode().encode(self.clip, "")[0]
         if variant.reuse:
             return CLIPTextEncode().encode(self.clip, f"embedding:{self.learn(painting, variant).stem}")[0]
-        style = self.told(painting) if variant.style == "told" else load_style(self.learn(painting, variant))
+        without_learning = {"told": self.told, "guessed": self.guessed}.get(variant.style)
+        style = without_learning(painting) if without_learning else load_style(self.learn(painting, variant))
         return InSTStyleConditioning.execute(self.clip, style, "*", 1.0).result[0]
 
     @torch.inference_mode()
@@ -239,8 +260,9 @@ def of_inst(name: str, variant: Variant, studio: Studio, styles: Sequence[Pictur
         styled = studio.positive(variant, source)
         return studio.paint(variant, content, source, styled)
 
+    settings = {k: v for k, v in asdict(variant).items() if k not in LEARNING or variant.style in LEARNED}
     return Method(name, {"checkpoint": checkpoint_digest, "of": [s.digest for s in styles] * (variant.style == "wrong"),
-                         **asdict(variant)}, paint)
+                         **settings}, paint)
 
 
 def of_trivial(name: str, make: Callable, contents: Sequence[Picture]) -> Method:
