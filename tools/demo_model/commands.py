@@ -80,6 +80,12 @@ def _quality(options: argparse.Namespace) -> None:
     quality.run(options)
 
 
+def _examples(options: argparse.Namespace) -> None:
+    from . import examples
+
+    examples.make(options)
+
+
 def _join(options: argparse.Namespace) -> None:
     from .checkpoint import join
 
@@ -104,6 +110,18 @@ def _training_options(parser: argparse.ArgumentParser, minutes: float) -> None:
     parser.add_argument("--device", default="", help="such as cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows it")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="AlexNet with the LPIPS heads")
+
+
+def _studio_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, default=MODELS / "checkpoints" / "inst-demo.safetensors",
+                        help="default: the one that tools/dev.py put together")
+    parser.add_argument("--clip-vision", type=Path, metavar="FILE", help="for the encoders attention and paper")
+    parser.add_argument("--models", type=Path, default=WEIGHTS.parent,
+                        help="folder with the weights of AlexNet and VGG")
+    parser.add_argument("--work", type=Path, default=ROOT / ".dev" / "quality", help="where every result is kept")
+    parser.add_argument("--device", default="", help="such as cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -164,20 +182,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     stage = stages.add_parser("quality", help="measure the model through the real nodes; writes docs/quality.md")
     stage.add_argument("--contents", type=Path, required=True, metavar="FOLDER", help="photographs")
     stage.add_argument("--styles", type=Path, required=True, metavar="FOLDER", help="paintings")
-    stage.add_argument("--checkpoint", type=Path, default=MODELS / "checkpoints" / "inst-demo.safetensors",
-                       help="default: the one that tools/dev.py put together")
-    stage.add_argument("--clip-vision", type=Path, metavar="FILE", help="for the encoders attention and paper")
-    stage.add_argument("--models", type=Path, default=WEIGHTS.parent, help="folder with the weights of AlexNet and VGG")
+    _studio_options(stage)
     stage.add_argument("--output", type=Path, default=ROOT / "docs" / "quality.md")
     stage.add_argument("--sheet", type=Path, default=ROOT / ".dev" / "quality" / "sheet.jpg",
                        help="contact sheet (default .dev/quality/sheet.jpg); beside --output, the page shows it")
-    stage.add_argument("--work", type=Path, default=ROOT / ".dev" / "quality", help="where every result is kept")
     stage.add_argument("--only", nargs="+", metavar="NAME", help="beside the trivial results and InST")
     stage.add_argument("--quick", action="store_true", help="two photographs and two paintings, for a try")
-    stage.add_argument("--device", default="", help="such as cpu or cuda (default: a GPU where there is one)")
-    stage.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
-    stage.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
     stage.set_defaults(run=_quality)
+
+    stage = stages.add_parser("examples", help="learn the styles that ship, from the paintings in samples")
+    _studio_options(stage)
+    stage.set_defaults(run=_examples)
 
     options = parser.parse_args(arguments)
     return options
