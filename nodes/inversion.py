@@ -96,7 +96,7 @@ class InSTSample(io.ComfyNode):
                                advanced=True,
                                tooltip="coarse: large shapes stay where they are; any model, costs nothing. queries: "
                                        "the photograph's own self-attention guides; U-Nets only, held steps take twice "
-                                       "as long."),
+                                       "as long. both: the two together."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The repainted latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],

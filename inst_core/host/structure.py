@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..structure import steps_held, with_coarse_layout
 
-COARSE, QUERIES = "coarse", "queries"
-WAYS = COARSE, QUERIES
+COARSE, QUERIES, BOTH = "coarse", "queries", "both"
+WAYS = COARSE, QUERIES, BOTH
 SHARE_OF_QUERIES = 0.75  # gamma, as published
 
 
@@ -31,8 +31,8 @@ def check_structure(model, keep: float, way: str) -> None:
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep_structure is {keep}; it must lie between 0 (off) and 1 (in all steps).")
     network = model.model.diffusion_model
-    if keep and way == QUERIES and not isinstance(network, UNetModel):
-        raise ValueError("keep_structure_by is 'queries', which needs a U-Net (SD 1.x, SD 2.x, SDXL), and the "
+    if keep and way != COARSE and not isinstance(network, UNetModel):
+        raise ValueError(f"keep_structure_by is {way!r}, which needs a U-Net (SD 1.x, SD 2.x, SDXL), and the "
                          f"connected model is a {type(network).__name__}: choose 'coarse', which works on every model.")
 
 
@@ -41,10 +41,10 @@ def holding_layout(model, keep: float, way: str = COARSE):
 
     Args:
         keep: share of the steps, counted from the first, in [0, 1]; with 0 the model is returned as it is.
-        way: one of ``WAYS``.
+        way: one of ``WAYS``; "both" are the two together.
 
     Raises:
-        ValueError: ``keep`` outside its range, or "queries" on a model without a U-Net.
+        ValueError: ``keep`` outside its range, or another way than "coarse" on a model without a U-Net.
     """
     check_structure(model, keep, way)
     if keep == 0:
@@ -53,9 +53,9 @@ def holding_layout(model, keep: float, way: str = COARSE):
     def sample(executor, guider, sigmas, extra_args, callback, noise, latent, *more):
         last = float(sigmas[steps_held(keep, len(sigmas) - 1)])
         options = extra_args["model_options"]
-        if way == COARSE:
+        if way != QUERIES:
             comfy.model_patcher.set_model_options_post_cfg_function(options, partial(_hold_coarse, latent, last))
-        else:
+        if way != COARSE:
             layout = _Queries(guider.inner_model.model_sampling, noise, latent, float(sigmas[0]), last)
             add_wrapper(WrappersMP.CALC_COND_BATCH, layout.predict, options, is_model_options=True)
         return executor(guider, sigmas, extra_args, callback, noise, latent, *more)

@@ -73,7 +73,7 @@ def test_the_share_of_steps_is_rounded_up(keep, steps, held):
     assert steps_held(keep, steps) == held
 
 
-@pytest.mark.parametrize("way", host.WAYS)
+@pytest.mark.parametrize("way", ["coarse", "queries"])
 def test_off_is_bit_equal_and_on_is_not(wired, way):
     model, positive, negative = wired
     without = InSTSample.execute(model, positive, negative, content(), STEPS, 3.0, "euler", "normal", 0.7, 0,
@@ -95,12 +95,13 @@ def test_what_it_costs_in_calls(wired):
     calls = []
     model = counting(wired[0], calls)
     counts = {}
-    for key in (("coarse", 0.0), ("coarse", 1.0), ("queries", 1.0)):
+    for key in (("coarse", 0.0), ("coarse", 1.0), ("queries", 1.0), ("both", 1.0)):
         calls.clear()
         sample(model, *wired[1:], way=key[0], keep=key[1], steps=3)
         counts[key] = sum(calls)
     plain = 1 + 2 * 3
-    assert counts == {("coarse", 0.0): plain, ("coarse", 1.0): plain, ("queries", 1.0): plain + 2 * 2}
+    assert counts == {("coarse", 0.0): plain, ("coarse", 1.0): plain, ("queries", 1.0): plain + 2 * 2,
+                      ("both", 1.0): plain + 2 * 2}
 
 
 def test_queries_of_the_decoder_are_the_photographs(wired, monkeypatch):
@@ -160,7 +161,7 @@ def test_a_batch_that_the_host_cuts_up_for_memory(wired, monkeypatch):
     close(apart, together)
 
 
-@pytest.mark.parametrize("way", host.WAYS)
+@pytest.mark.parametrize("way", ["coarse", "both"])
 def test_a_mask_keeps_the_outside_bit_equal(wired, way):
     latent, mask = content(), torch.zeros(1, 64, 64)
     mask[..., :32] = 1
@@ -225,6 +226,11 @@ def transformer(tmp_path_factory):
         return shrunk_families.open_shrunk(tmp_path_factory.mktemp("shrunk"), "z-image", [""])
 
 
+def test_both_ways_act_together(wired):
+    one, other, both = (sample(*wired, way=way) for way in ("coarse", "queries", "both"))
+    assert differ(both, one) and differ(both, other)
+
+
 def test_a_transformer_holds_the_coarse_layout_and_has_no_queries(transformer):
     model, clip = transformer
     positive, negative = (host_nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a house", ""))
@@ -232,8 +238,9 @@ def test_a_transformer_holds_the_coarse_layout_and_has_no_queries(transformer):
     assert differ(sample(model, positive, negative, latent, way="coarse", steps=2),
                   sample(model, positive, negative, latent, way="coarse", steps=2, keep=0.0))
     calls = []
-    with pytest.raises(ValueError, match="keep_structure_by is 'queries', which needs a U-Net .* choose 'coarse'"):
-        sample(counting(model, calls), positive, negative, latent)
+    for way in ("queries", "both"):
+        with pytest.raises(ValueError, match=f"keep_structure_by is '{way}', which needs a U-Net .* choose 'coarse'"):
+            sample(counting(model, calls), positive, negative, latent, way=way)
     assert not calls
 
 
