@@ -77,15 +77,15 @@ class Bench:
         return self.decode(made["samples"])
 
     def measure(self, make: Callable[[Picture, Picture], Tensor]) -> dict[str, float]:
-        """Means of the measures over all pairs, and ``seconds`` of one."""
+        """Means of the measures over all pairs, and ``seconds`` of the processor for one."""
         from inst_core.metrics import tables
 
         rows, seconds = [], 0.0
         for style in self.styles:
             for content in self.contents:
-                start = time.perf_counter()
+                start = time.process_time()
                 made = make(content, style)
-                seconds += time.perf_counter() - start
+                seconds += time.process_time() - start
                 with torch.inference_mode():
                     rows.append(self.judge.pair(content.pixels, style.pixels).measure(made))
         return {**tables.means(rows), "seconds": seconds / len(rows)}

@@ -16,7 +16,8 @@ STRENGTHS = 0.2, 0.4, 0.6, 0.8, 1.0
 KEPT = [(strength, keep, way) for keep, way in ((0.5, "coarse"), (1.0, "coarse"), (1.0, "queries"), (1.0, "both"))
         for strength in (0.6, 0.8, 1.0)]
 HEAD = ("repaint strength", "keep_structure", "by", "Gram to style", "self-similarity", "edge correlation",
-        "LPIPS to content", "palette, Lab", "pictures through the network", "seconds", "below lower strength")
+        "LPIPS to content", "palette, Lab", "pictures through the network", "seconds of one core",
+        "below lower strength")
 
 
 def curve(points: Sequence[tuple[float, float]]) -> np.ndarray:
