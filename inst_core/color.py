@@ -222,5 +222,14 @@ def _by_regions(content: Tensor, style: Tensor, method: str, masks: Regions,
         painting, regions = style[i % len(style)], masks
         if seen:
             regions = semantic_regions(picture, painting, masks, left, (seen[0][i], seen[1][i % len(style)]))
-        moved.append(move_by_regions(picture, painting, regions, left, TRANSPORTS[method]))
+        found = move_by_regions(picture, painting, regions, left, TRANSPORTS[method])
+        moved.append(to_whole_palette(found, painting, masks, left) if seen else found)
     return torch.stack(moved)
+
+
+def to_whole_palette(moved: Tensor, style: Tensor, masks: Regions, left: Regions) -> Tensor:
+    """What regions that were found got wrong together: all that is ``left`` of the masks takes the mean and covariance
+    that are left in the style, with the smallest move. In the masks (C, ..., H, W) stays as it is."""
+    nothing = Regions(masks.content[:0], masks.style[:0])
+    whole = move_by_regions(moved, style, nothing, left, mk_transport)
+    return moved.lerp(whole, left.content.to(moved))

@@ -89,6 +89,14 @@ class InSTSample(io.ComfyNode):
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="Levels to sample at instead of steps, scheduler, repaint strength and timing, "
                                         "such as those of InST Cosine Scheduler."),
+                io.Float.Input("keep_structure", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+                               tooltip="Share of the steps, from the first on, in which the photograph's layout is "
+                                       "held: 0 = none, 0.5 = the first half. For high repaint strengths."),
+                io.Combo.Input("keep_structure_by", options=list(host.WAYS), default=host.COARSE, optional=True,
+                               advanced=True,
+                               tooltip="coarse: large shapes stay where they are; any model, costs nothing. queries: "
+                                       "the photograph's own self-attention guides; U-Nets only, held steps take twice "
+                                       "as long. both: the two together."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The repainted latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -96,7 +104,8 @@ class InSTSample(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, steps, cfg, sampler, scheduler, strength, seed, timing,
-                noise=None, sigmas=None) -> io.NodeOutput:
+                noise=None, sigmas=None, keep_structure=0.0, keep_structure_by=host.COARSE) -> io.NodeOutput:
+        host.check_structure(model, keep_structure, keep_structure_by)
         released = timing == "released" and sigmas is None
         if released:
             levels = host.released_sigmas(model, strength, steps)[1]
@@ -110,7 +119,8 @@ class InSTSample(io.ComfyNode):
         if noise is None:
             noise = host.invert(model, positive, latent, strength, seed, timing, None if released else levels,
                                 steps).noise
-        return io.NodeOutput(host.sample(model, positive, negative, latent, noise, levels, cfg, sampler, released))
+        return io.NodeOutput(host.sample(model, positive, negative, latent, noise, levels, cfg, sampler, released,
+                                         keep_structure, keep_structure_by))
 
 
 class InSTCosineScheduler(io.ComfyNode):

@@ -7,6 +7,9 @@
     .dev/venv/bin/python tools/benchmark.py adapter    held-out loss with and without an adapter beside the words
     .dev/venv/bin/python tools/benchmark.py memory     the highest memory while text encoder and denoiser take turns
     .dev/venv/bin/python tools/benchmark.py methods    the comparison methods against their official arithmetic
+    .dev/venv/bin/python tools/benchmark.py structure  what holds a photograph's layout, and what it costs in style
+    .dev/venv/bin/python tools/benchmark.py color      whether colours go where they belong
+    .dev/venv/bin/python tools/benchmark.py schedules  a cosine schedule beside others, at sampling and at learning
 
 Each takes --help.
 """
@@ -15,13 +18,17 @@ import sys
 
 import bench_ablation
 import bench_adapter
+import bench_color
 import bench_learn
 import bench_memory
 import bench_methods
 import bench_quality
+import bench_schedules
+import bench_structure
 
 KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "adapter": bench_adapter,
-         "memory": bench_memory, "methods": bench_methods}
+         "memory": bench_memory, "methods": bench_methods, "structure": bench_structure,
+         "color": bench_color, "schedules": bench_schedules}
 
 
 def main() -> int:

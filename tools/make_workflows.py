@@ -327,6 +327,29 @@ def per_region(g: Graph) -> None:
     picture(g, "inst/regions")
 
 
+def colours_by_region(g: Graph) -> None:
+    g.note("Colours by region", steps(
+        "Choose your photograph, your painting and its style.",
+        "Paint a mask on both: right-click a picture, Open in Mask Editor. What you mark in the photograph takes the "
+        "colours of what you mark in the painting.", "Press Run.",
+        more="What is in no mask is matched by **method**: *semantic* pairs what the model sees in both pictures, so "
+             "that sky takes the colours of sky. It can pair the wrong things; masks always win. Without masks it does "
+             "everything. " + YOUR_STYLE))
+    with g.group("Model and style", STYLE):
+        checkpoint(g)
+        saved_style(g)
+    with g.group("Photograph and painting", PICTURES):
+        photograph(g)
+        painting(g)
+        g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
+    with g.group("Colours", STYLE):
+        g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="semantic",
+              model=("checkpoint", 0), content_mask=("photo", 1), style_mask=("painting", 1))
+    with g.group("Repaint", REPAINT):
+        repaint(g, latent=("colored", 0), strength=0.4)
+    picture(g, "inst/colours_by_region")
+
+
 def over_steps(g: Graph) -> None:
     g.note("A style over the steps", steps(
         "Choose your photograph and a style.", "Show the advanced inputs of Apply InST Style.",
@@ -671,6 +694,7 @@ SHIPPED: dict[str, Callable[[Graph], None]] = {
     "22_cast": cast,
     "23_styleshot": styleshot,
     "24_guess_a_style": guess_a_style,
+    "25_colours_by_region": colours_by_region,
 }
 BLUEPRINT = "Style transfer (InST)"
 

@@ -4,7 +4,8 @@
 whether what is connected belongs together. ``text``: prompts with vectors in them. ``vision``: CLIP vision and VAE.
 ``sampling``: noise levels and sampling. ``size``: the size a model was made for. ``training``: models that can be
 differentiated. ``learning``: a style learned on them. ``adapter``: a style's low-rank updates of the denoiser.
-``routes``: what the editor asks for. ``styleshot``: StyleShot's networks and attention patches.
+``structure``: a layout held while sampling. ``routes``: what the editor asks for. ``styleshot``: StyleShot's networks
+and attention patches.
 """
 from .adapter import adapted, with_adapter
 from .families import (
@@ -56,6 +57,7 @@ from .sampling import (
     shows_nothing,
 )
 from .size import fit, native_side, tile_model
+from .structure import COARSE, WAYS, check_structure
 from .styleshot import (
     StyleShot,
     check_styleshot,
@@ -77,10 +79,12 @@ from .training import (
 from .vision import encode_latent, picture_features
 
 __all__ = [
+    "COARSE",
     "PAPER_FAMILY",
     "SAMPLERS",
     "SCHEDULERS",
     "TRANSFER_FOLDER",
+    "WAYS",
     "LatentPreview",
     "LearningView",
     "Progress",
@@ -93,6 +97,7 @@ __all__ = [
     "check_invertible",
     "check_layers",
     "check_learnable",
+    "check_structure",
     "check_styleshot",
     "controlled",
     "cosine_sigmas",

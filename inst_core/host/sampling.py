@@ -26,6 +26,7 @@ from ..inversion import (
 )
 from .parts import INVERT, SAMPLE, check_parts, check_still_image
 from .progress import check_interrupted, global_rng_kept
+from .structure import COARSE, holding_layout
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -245,18 +246,19 @@ def cosine_sigmas(model, steps: int, denoise: float) -> Tensor:
 
 
 def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: float, sampler: str,
-           released: bool = False) -> dict:
+           released: bool = False, keep_structure: float = 0.0, keep_structure_by: str = COARSE) -> dict:
     """Synthesis with a host sampler from a NOISE; progress and previews are the host's.
 
     Args:
         sigmas: descending levels.
         released: the last level is the released code's timestep 0; return its variance-preserving latent.
+        keep_structure, keep_structure_by: see ``structure.holding_layout``.
 
     Returns:
         The LATENT with new ``samples``, or unchanged where the levels leave nothing to do.
 
     Raises:
-        ValueError: the noise was made for another level than ``sigmas`` start at.
+        ValueError: the noise was made for another level than ``sigmas`` start at, or the model cannot hold a layout so.
     """
     if changes_nothing(sigmas):
         return latent
@@ -269,9 +271,10 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
                          f"{float(sigmas[0]):.4g}. Give Stochastic Invert Latent and InST Sample the same repaint "
                          "strength and timing, or the same sigmas.")
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    held = holding_layout(model, keep_structure, keep_structure_by)
     with global_rng_kept():
         result = comfy.sample.sample_custom(
-            model, noise.generate_noise({**latent, "samples": samples}), cfg, comfy.samplers.sampler_object(sampler),
+            held, noise.generate_noise({**latent, "samples": samples}), cfg, comfy.samplers.sampler_object(sampler),
             sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=noise.seed)
     if released:

@@ -109,6 +109,7 @@ def test_semantic_follows_the_features_and_masks_win():
     content, style = halves(-1, 2), halves(3, 0)
     out = match_color(content, style, "semantic", features=kinds)
     assert (out[..., :6].mean() - 3).abs() < 0.2 and out[..., 6:].mean().abs() < 0.2
+    torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)), atol=1e-4, rtol=1e-4)  # and the whole palette
     masks = torch.cat([LEFT, 1 - LEFT])
     masked = match_color(content, style, "semantic", content_mask=masks, style_mask=masks.flip(0), features=kinds)
     assert masked[..., :6].mean().abs() < 0.2 and (masked[..., 6:].mean() - 3).abs() < 0.2

@@ -1,0 +1,74 @@
+"""Makes the before-and-after pictures of help pages on the demo checkpoint, of the sample pictures alone.
+
+    .dev/venv/bin/python tools/make_pairs.py
+
+``keep_structure.jpg``: photograph, painting, repainted at a high strength without and with keep_structure.
+``semantic_color.jpg``: two drawn pictures of the same things, the colours of the first matched by mk and by semantic.
+"""
+import argparse
+from pathlib import Path
+
+import bench_color
+import evaluate
+import in_process
+import torch
+from demo_model.quality import BASE, Studio
+from demo_model.settings import SIDE
+from PIL import Image
+from torch import Tensor
+from workflow_thumbnail import strip
+
+DOCS, SAMPLES, STYLES = (in_process.ROOT / part for part in ("web/docs", "samples", "styles/inst-demo"))
+PHOTOGRAPH = "inst_photograph.jpg"
+PAINTING, STYLE, STRENGTH = "inst_painting.jpg", "van_gogh.safetensors", 0.9
+
+
+def picture(name: str) -> Tensor:
+    """(1, SIDE, SIDE, 3), the middle of a sample."""
+    whole = evaluate.open_picture(SAMPLES / name, SIDE)
+    top, left = ((n - SIDE) // 2 for n in whole.shape[2:])
+    return whole[..., top:top + SIDE, left:left + SIDE].permute(0, 2, 3, 1).contiguous()
+
+
+def image(made: Tensor) -> Image.Image:
+    return Image.fromarray((made[0].clamp(0, 1) * 255).round().byte().numpy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
+    parser.set_defaults(device=torch.device("cpu"), clip_vision=None)
+    args = parser.parse_args()
+    studio = Studio(args, in_process.ROOT / ".dev" / "pairs")
+    from inst_pack.inst_core.style import load_style
+    from inst_pack.nodes.color import InSTMatchColor
+    from inst_pack.nodes.inversion import InSTSample
+    from inst_pack.nodes.style import InSTStyleConditioning
+
+    from nodes import CLIPTextEncode
+
+    with torch.inference_mode():
+        pictures = [picture(name) for name in (PHOTOGRAPH, PAINTING)]
+        content, style = ({"samples": studio.vae.encode(p)} for p in pictures)
+        matched = InSTMatchColor.execute(content, style, BASE.color, 1.0).result[0]
+        positive = InSTStyleConditioning.execute(studio.clip, load_style(STYLES / STYLE), "*", 1.0).result[0]
+        negative = CLIPTextEncode().encode(studio.clip, "")[0]
+
+        def painted(keep: float) -> Tensor:
+            made = InSTSample.execute(studio.model, positive, negative, matched, BASE.steps, BASE.cfg,
+                                      BASE.sampler, BASE.scheduler, STRENGTH, BASE.seed, "matched", keep_structure=keep)
+            return studio.vae.decode(made.result[0]["samples"])
+
+        scenes = [bench_color.drawn(colours, shift, seed)[0] for seed, (colours, shift) in enumerate(
+            zip(bench_color.PAIRS_OF_COLOURS[0], bench_color.SHIFTS[0][1], strict=True))]
+        latents = [{"samples": studio.vae.encode(p)} for p in scenes]
+        recoloured = [bench_color.matched(studio, *latents, way) for way in ("mk", "semantic")]
+        for name, shown in (("semantic_color", [*scenes, *recoloured]),
+                            ("keep_structure", [*pictures, painted(0.0), painted(1.0)])):
+            strip([image(p) for p in shown]).save(DOCS / f"{name}.jpg", quality=88)
+            print(f"[pairs] {DOCS / name}.jpg", flush=True)
+
+
+if __name__ == "__main__":
+    main()
