@@ -86,14 +86,18 @@ class Painting:
         views: (V, C, h, w) clean latents in model space: crops of the painting, or it and its mirror image.
         whole: (P, C, h', w') latents of the whole painting, on which the held-out loss is taken.
         features: what CLIP sees, for encoders that need it.
+        view_weights, whole_weights: (V, 1, h, w) and (P, 1, h', w') how much each place counts; None = all alike.
     """
 
     views: Tensor
     whole: Tensor
     features: PictureFeatures | None = None
+    view_weights: Tensor | None = None
+    whole_weights: Tensor | None = None
 
     def clone(self) -> "Painting":
-        return Painting(self.views.clone(), self.whole.clone(), self.features and self.features.clone())
+        weights = (None if w is None else w.clone() for w in (self.view_weights, self.whole_weights))
+        return Painting(self.views.clone(), self.whole.clone(), self.features and self.features.clone(), *weights)
 
 
 class Check(NamedTuple):
@@ -166,8 +170,9 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
     """
     painting = painting.clone()  # tensors made in inference mode cannot be saved for backward; their clones can
     generator = torch.Generator().manual_seed(recipe.seed)
-    bank = draw_bank(painting.views, recipe, generator) if recipe.bank else None
-    held_out = held_out_bank(painting.whole, recipe.strongest)
+    views, weights = painting.views, painting.view_weights
+    bank = draw_bank(views, recipe, generator, weights) if recipe.bank else None
+    held_out = held_out_bank(painting.whole, recipe.strongest, painting.whole_weights)
 
     run = Run(recipe, encoder, painting.features)
 
@@ -178,7 +183,7 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
     if bank is not None:
         bank = within_memory(partial(prepare_bank, session, bank, place, tell))
 
-    batches = draw_fresh(painting.views, recipe, generator) if bank is None else rounds(bank, recipe.batch, generator)
+    batches = draw_fresh(views, recipe, generator, weights) if bank is None else rounds(bank, recipe.batch, generator)
     optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate_at)
     scale = LossScale()

@@ -100,6 +100,10 @@ class InSTLearnStyle(io.ComfyNode):
                                      "late half) is learned with the pseudo-words and saved in the same file; Apply "
                                      "InST Style Adapter puts it on a model. For models on which pseudo-words alone "
                                      "do little; 8 is a good start. 0 = pseudo-words only."),
+                io.Mask.Input("style_mask", optional=True,
+                              tooltip="White is left out of what is learned: a frame, a signature, a figure. The mask "
+                                      "of Load Image leaves out what is transparent, or what you painted in the mask "
+                                      "editor. One for all paintings, or one for each."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -121,7 +125,7 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
-                quality=GOOD, style=None, adapter_rank=0) -> io.NodeOutput:
+                quality=GOOD, style=None, adapter_rank=0, style_mask=None) -> io.NodeOutput:
         if style is not None:
             said = "The connected style is used; nothing is learned."
             cls.say(said)
@@ -130,7 +134,8 @@ class InSTLearnStyle(io.ComfyNode):
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)
-        name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
+        name, prompt = saving.check_name(name), host.with_placeholder(prompt)
+        pictures = preprocess.paintings(image, style_mask)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
         resolution = host.side_to_learn_at(model, resolution)
@@ -153,7 +158,7 @@ class InSTLearnStyle(io.ComfyNode):
         def save(learned: Learned) -> tuple[Style, str]:
             stopped = learned.ended == STOPPED
             metadata = style_metadata(host.family_of(model), host.source_of(model), recipe, learned, prompt,
-                                      pictures)
+                                      preprocess.as_rgb(image))
             metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
             style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,

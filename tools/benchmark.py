@@ -5,6 +5,7 @@
     .dev/venv/bin/python tools/benchmark.py quality    held-out loss against seconds and samples, released and ours
     .dev/venv/bin/python tools/benchmark.py ablation   every default of learning, changed one at a time
     .dev/venv/bin/python tools/benchmark.py adapter    held-out loss with and without an adapter beside the words
+    .dev/venv/bin/python tools/benchmark.py content    what a painting shows: how much of it is kept out of results
     .dev/venv/bin/python tools/benchmark.py memory     the highest memory while text encoder and denoiser take turns
     .dev/venv/bin/python tools/benchmark.py methods    the comparison methods against their official arithmetic
 
@@ -15,13 +16,14 @@ import sys
 
 import bench_ablation
 import bench_adapter
+import bench_content
 import bench_learn
 import bench_memory
 import bench_methods
 import bench_quality
 
 KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "adapter": bench_adapter,
-         "memory": bench_memory, "methods": bench_methods}
+         "content": bench_content, "memory": bench_memory, "methods": bench_methods}
 
 
 def main() -> int:

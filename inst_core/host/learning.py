@@ -1,5 +1,6 @@
 """Learning on the host's models: the one way in for nodes and tools."""
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,30 +56,49 @@ def look_at(pictures: Tensor, recipe: Recipe, model, vae, clip_vision, resolutio
     """The painting as latents and CLIP features, each encoded once.
 
     Args:
-        pictures: (P, H, W, 3) in [0, 1].
+        pictures: (P, H, W, 3) in [0, 1], or (P, H, W, 4) where parts are left out (see ``preprocess.paintings``).
         resolution: latents are made of about this many pixels squared; ``released`` squashes the painting to a square
             of at most 512.
         tell: called with a line about what goes on; raises to stop.
 
     Raises:
-        ValueError: a CLIP vision model that the encoder needs is missing or another; a VAE of another model.
+        ValueError: a CLIP vision model that the encoder needs is missing or another; a VAE of another model; a mask
+            that leaves no place whole.
     """
     features, released = None, recipe.encoder == "released"
     if ENCODERS[recipe.encoder].needs_picture:
         tell("CLIP vision looks at the painting")
-        features = picture_features(clip_vision, pictures, released)
+        features = picture_features(clip_vision, pictures[..., :3], released)
     side = min(resolution, preprocess.RELEASED_SIZE)
     whole = preprocess.resize(pictures, side, side) if released else preprocess.fit_area(pictures, resolution)
     tell("the VAE encodes the painting")
-    latents = encode_latent(vae, model, whole).cpu()
+    latents = encode_latent(vae, model, whole[..., :3]).cpu()
     if recipe.views:
         tell(f"the VAE encodes {recipe.views} crops of the painting")
         generator = torch.Generator().manual_seed(recipe.seed)
         crops = preprocess.random_crops(pictures, resolution, recipe.views, generator)
-        views = encode_latent(vae, model, crops).cpu()
+        views = encode_latent(vae, model, crops[..., :3]).cpu()
     else:
-        views = torch.cat([latents, encode_latent(vae, model, whole.flip(2)).cpu()])
-    return Painting(views, latents, features)
+        crops = torch.cat([whole, whole.flip(2)])
+        views = torch.cat([latents, encode_latent(vae, model, whole.flip(2)[..., :3]).cpu()])
+    if pictures.shape[-1] == 3:
+        return Painting(views, latents, features)
+    return _weighted(Painting(views, latents, features), crops[..., 3:].cpu(), whole[..., 3:].cpu())
+
+
+def _weighted(painting: Painting, of_views: Tensor, of_whole: Tensor) -> Painting:
+    """The painting with weights, without views of which nothing counts.
+
+    Args:
+        of_views, of_whole: (V, H, W, 1) and (P, H', W', 1), 1 where a pixel counts.
+    """
+    weights = preprocess.latent_weights(of_views, painting.views)
+    whole_weights = preprocess.latent_weights(of_whole, painting.whole)
+    seen = weights.flatten(1).any(1)
+    if not seen.any() or not whole_weights.flatten(1).any(1).all():
+        raise ValueError("style_mask leaves no place of the painting whole: what it leaves is finer than the model "
+                         "sees. Use a mask of fewer, larger shapes, or a higher resolution.")
+    return replace(painting, views=painting.views[seen], view_weights=weights[seen], whole_weights=whole_weights)
 
 
 def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe, prompt: str = "*",

@@ -10,8 +10,9 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from inst_pack.inst_core import host
+from inst_pack.inst_core import host, preprocess
 from inst_pack.inst_core.encoders import Attentions
+from inst_pack.inst_core.recipes import choose_recipe
 from inst_pack.inst_core.style import Style, load_style
 from inst_pack.nodes.learn import InSTLearnStyle
 from inst_pack.nodes.style import NO_EMBEDDINGS, InSTImportEmbeddings, InSTStyleConditioning
@@ -68,6 +69,34 @@ def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
     with pytest.raises(ValueError, match="resolution is 32"):
         learned("direct", resolution=32)
     assert "Expected a file name" in InSTLearnStyle.validate_inputs("a:b")
+
+
+@pytest.mark.parametrize("name", ["direct", "paper"])
+def test_what_a_mask_leaves_out_is_not_seen(small, pictures, clip_vision, name):
+    """Whatever is under it: neither by the VAE nor by CLIP."""
+    model, _, vae = small
+    mask = torch.zeros(1, *pictures.shape[1:3])
+    mask[:, 40:70, 40:80] = 1
+    stained = torch.where(mask.bool().unsqueeze(-1), torch.tensor([0.0, 1.0, 0.0]), pictures[:1])
+
+    def look(image, style_mask):
+        seen = host.look_at(preprocess.paintings(image, style_mask), choose_recipe(name), model, vae, clip_vision, 64)
+        features = seen.features and (seen.features.image_embed, seen.features.patches)
+        return [t for t in (seen.views, seen.whole, *(features or ()), seen.view_weights, seen.whole_weights)
+                if t is not None]
+
+    masked, again, plain = look(pictures[:1], mask), look(stained, mask), look(pictures[:1], None)
+    assert all(map(torch.equal, masked, again)) and len(masked) == len(plain) + 2
+    assert not any(map(torch.equal, masked, plain))
+    views, whole = masked[-2:]
+    assert 0 < whole.mean() < 1 and 0 < views.mean() <= 1 and len(views) == len(masked[0])
+
+
+def test_a_mask_finer_than_the_model_sees_is_refused_before_learning(small, pictures):
+    lines = torch.zeros(1, *pictures.shape[1:3])
+    lines.view(6, 16, 128)[:, :8] = 1
+    with pytest.raises(ValueError, match="style_mask leaves no place of the painting whole"):
+        learn(small, pictures[:1], style_mask=lines)
 
 
 def test_a_model_says_what_size_it_was_made_for(open_checkpoint):
