@@ -104,6 +104,10 @@ class InSTLearnStyle(io.ComfyNode):
                               tooltip="White is left out of what is learned: a frame, a signature, a figure. The mask "
                                       "of Load Image leaves out what is transparent, or what you painted in the mask "
                                       "editor. One for all paintings, or one for each."),
+                io.String.Input("content", default="", optional=True, advanced=True,
+                                tooltip="What the painting shows, such as 'sunflowers, vase': the style keeps out of "
+                                        "the direction of these words. embedding:name of something learned works too. "
+                                        "Empty: nothing is kept out."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -125,7 +129,8 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
-                quality=GOOD, style=None, adapter_rank=0, style_mask=None) -> io.NodeOutput:
+                quality=GOOD, style=None, adapter_rank=0, style_mask=None,
+                content="") -> io.NodeOutput:
         if style is not None:
             said = "The connected style is used; nothing is learned."
             cls.say(said)
@@ -134,20 +139,22 @@ class InSTLearnStyle(io.ComfyNode):
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)
-        name, prompt = saving.check_name(name), host.with_placeholder(prompt)
+        name, prompt, content = saving.check_name(name), host.with_placeholder(prompt), content.strip()
         pictures = preprocess.paintings(image, style_mask)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
         resolution = host.side_to_learn_at(model, resolution)
-        module = host.make_encoder(clip, recipe, continue_from, layers)
+        module = host.make_encoder(clip, recipe, continue_from, layers, content)
         module = host.with_adapter(module, model, adapter_rank, recipe, layers, continue_from)
         vision = clip_vision if ENCODERS[recipe.encoder].needs_picture else None
 
+        texts = [prompt, start, *([content] if content else [])]
         key = library.learning_key(
-            pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
+            pictures, models=host.identify(model, clip, vae, vision, texts=texts),
             recipe=[asdict(recipe), prompt, resolution, layers],
             continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
-            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}))
+            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}),
+            **({"content": content} if content else {}))
         if not learn_again and (known := library.find(key, host.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
@@ -159,7 +166,8 @@ class InSTLearnStyle(io.ComfyNode):
             stopped = learned.ended == STOPPED
             metadata = style_metadata(host.family_of(model), host.source_of(model), recipe, learned, prompt,
                                       preprocess.as_rgb(image))
-            metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
+            metadata |= {"inst.start": start, "inst.ended": learned.ended}
+            metadata |= ({} if stopped else {library.KEY: key}) | ({"inst.content": content} if content else {})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
             style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,
                           layers, learned.adapter)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 CLEAN, STAINED, MASKED = "clean painting", "with the thing", "style_mask"
+CONTENT, NEGATIVE, BOTH = "content word", "content word as negative", "content word, and as negative"
 FRAME, FIGURE = 0.1, 0.4  # shares of the side
 
 
@@ -54,33 +55,28 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         import evaluate
-        from demo_model.quality import BASE, SIDE, Studio
+        from demo_model.quality import BASE, Studio
 
         from inst_core import metrics
 
         self.base, self.studio = BASE, Studio(options, options.work / "styles")
         networks = metrics.load_networks(evaluate.read_weights(options.models / "lpips-alex.safetensors"))
-        self.judge, self.folder = metrics.Judge(networks, SIDE), options.work / "results"
+        self.judge, self.folder = metrics.Judge(networks, options.side), options.work / "results"
 
-    def learned(self, painting) -> Path:
-        """The style's file."""
-        return self.studio.learn(painting, self.base)
-
-    def learned_with(self, painting, **more) -> Path:
-        """The same with further inputs of the node."""
-        from demo_model.quality import SIDE
+    def learned(self, painting, **more) -> Path:
+        """The file of a painting's style, learned through the node with the demo's settings and further inputs."""
         from inst_pack.inst_core.style import save_style
         from inst_pack.nodes.learn import InSTLearnStyle
 
         base, studio = self.base, self.studio
-        path = studio.learned_path(painting, base).with_stem(f"{'-'.join(more)}-{painting.digest[:16]}")
+        path = studio.folder / f"{'-'.join(more) or 'plain'}-{painting.digest[:16]}.safetensors"
         if not path.exists():
             start = time.perf_counter()
             with torch.inference_mode():
                 save_style(InSTLearnStyle.execute(
                     studio.model, studio.clip, studio.vae, painting.pixels.permute(0, 2, 3, 1), base.encoder,
-                    base.tokens, base.learning_steps, base.learning_rate, base.batch, base.seed, resolution=SIDE,
-                    strongest=base.strongest, **more).result[0], path)
+                    base.tokens, base.learning_steps, base.learning_rate, base.batch, base.seed,
+                    resolution=painting.pixels.shape[-1], strongest=base.strongest, **more).result[0], path)
             print(f"learned {painting.name} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return path
 
@@ -102,19 +98,27 @@ class Bench:
 
 def row_makers(bench: Bench, case: Case) -> dict[str, Callable]:
     """{row: content -> picture} of one painting."""
-    def applied(file: Path, **more) -> Callable:
+    clean, stained = bench.learned(case.clean), bench.learned(case.stained)
+    masked = bench.learned(case.stained, style_mask=mask_of_thing(case.clean.pixels.shape[-1]))
+    thing = {"content": f"embedding:{bench.learned(case.thing).stem}"}
+
+    def applied(file: Path, positive: dict | None = None, negative: dict | None = None) -> Callable:
+        """``positive``, ``negative``: inputs of Apply InST Style; None = an empty prompt."""
         from inst_pack.inst_core.style import load_style
         from inst_pack.nodes.style import InSTStyleConditioning
 
+        def said(inputs: dict):
+            return InSTStyleConditioning.execute(bench.studio.clip, load_style(file), "*", 1.0, **inputs).result[0]
+
         def paint(content) -> Tensor:
             with torch.inference_mode():
-                styled = InSTStyleConditioning.execute(bench.studio.clip, load_style(file), "*", 1.0, **more).result
-                return bench.studio.paint(bench.base, content, case.clean, styled[0])
+                return bench.studio.paint(bench.base, content, case.clean, said(positive or {}),
+                                          None if negative is None else said(negative))
         return paint
 
-    stained = bench.learned(case.stained)
-    masked = bench.learned_with(case.stained, style_mask=mask_of_thing(case.clean.pixels.shape[-1]))
-    return {CLEAN: applied(bench.learned(case.clean)), STAINED: applied(stained), MASKED: applied(masked)}
+    only = {**thing, "part": "content"}
+    return {CLEAN: applied(clean), STAINED: applied(stained), MASKED: applied(masked), CONTENT: applied(stained, thing),
+            NEGATIVE: applied(stained, None, only), BOTH: applied(stained, thing, only)}
 
 
 HEAD = ("", "Gram to the painting", "Gram to the thing", "closer to the thing by", "LPIPS to content", "leakage")
@@ -124,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contents", type=Path, required=True, metavar="FOLDER", help="photographs")
     parser.add_argument("--styles", type=Path, required=True, metavar="FOLDER", help="paintings")
     parser.add_argument("--count", type=int, nargs=2, default=(2, 3), metavar=("PHOTOGRAPHS", "PAINTINGS"))
+    parser.add_argument("--side", type=int, default=256, help="pixels of all pictures")
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
     parser.add_argument("--models", type=Path, default=in_process.MODELS / "style_transfer",
@@ -138,12 +143,14 @@ def main(args: argparse.Namespace) -> int:
     from demo_model.networks import host
 
     host(args.device.type == "cpu", args.comfyui)
-    from demo_model.quality import pictures_in
+    from demo_model.quality import Picture, pictures_in
 
     from inst_core.metrics import TRIVIAL
     from inst_core.metrics.tables import markdown
+    from inst_core.metrics.trivial import resized
 
-    contents, paintings = pictures_in(args.contents, args.count[0]), pictures_in(args.styles, None)
+    contents, paintings = ([Picture(p.name, resized(p.pixels, (args.side, args.side))) for p in pictures_in(*given)]
+                           for given in ((args.contents, args.count[0]), (args.styles, None)))
     bench, found = Bench(args), {}
     for index in range(min(args.count[1], len(paintings))):
         case = case_of(paintings, index)
@@ -163,5 +170,6 @@ def main(args: argparse.Namespace) -> int:
         return [row, *(f"{number:.3f}" for number in (mean["gram"], mean["thing"], closer, mean["lpips"],
                                                       mean["leakage"]))]
 
-    print(f"{len(contents)} photographs x {args.count[1]} paintings\n\n{markdown(HEAD, [line(row) for row in found])}")
+    print(f"{len(contents)} photographs x {args.count[1]} paintings, {args.side} px\n")
+    print(markdown(HEAD, [line(row) for row in found]))
     return 0

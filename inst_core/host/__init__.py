@@ -61,6 +61,8 @@ from .styleshot import (
     styled_model,
 )
 from .text import (
+    content_bases,
+    part_of_style,
     style_conditioning,
     text_widths,
     with_placeholder,
@@ -92,6 +94,7 @@ __all__ = [
     "check_layers",
     "check_learnable",
     "check_styleshot",
+    "content_bases",
     "controlled",
     "cosine_sigmas",
     "denoiser_features",
@@ -115,6 +118,7 @@ __all__ = [
     "native_side",
     "noise_mask",
     "offer_samples",
+    "part_of_style",
     "picture_features",
     "register_folders",
     "released_sigmas",

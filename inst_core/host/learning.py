@@ -6,26 +6,30 @@ import torch
 from torch import Tensor
 
 from .. import preprocess
+from ..content import part_of
 from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
 from ..style import ALL_LAYERS, Style
 from .families import MIN_SIDE
 from .size import native_side
-from .text import word_vectors
+from .text import content_bases, word_vectors
 from .training import training_mode, training_session
 from .vision import encode_latent, picture_features
 
 
-def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layers: str = ALL_LAYERS) -> StyleEncoder:
+def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layers: str = ALL_LAYERS,
+                 content: str = "") -> StyleEncoder:
     """The style encoder that learning starts from.
 
     Args:
         continue_from: a style to go on from; None = from the recipe's start words.
         layers: that see the style, as for ``learn``.
+        content: words for what the painting shows; the encoder's pseudo-words keep out of their span (see
+            ``text.content_bases``).
 
     Raises:
-        ValueError: the encoder does not fit this CLIP, or the style the encoder or the layers.
+        ValueError: the encoder does not fit this CLIP, or the style the encoder or the layers; content without words.
     """
     if continue_from is not None and continue_from.layers != layers:
         raise ValueError(f"continue_from is a style for layers {continue_from.layers!r}, and layers is {layers!r}. Set "
@@ -36,6 +40,9 @@ def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layer
         encoder = build_encoder(recipe.encoder, words, recipe.tokens, generator)
         if continue_from is not None:
             resume(encoder, continue_from)
+        if content:
+            bases = content_bases(clip, content, words)
+            encoder.register_forward_hook(lambda module, inputs, vectors: part_of(vectors, words, bases))
     return encoder
 
 

@@ -14,6 +14,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
+from ..content import PARTS, part_of, span
 from ..strength import ALWAYS, Course
 from ..style import ALL_LAYERS
 from .style_layers import late_only
@@ -254,6 +255,59 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
         mean = torch.cat([table[i:i + 1].float() for i in ids]).mean(0) if ids else _vocabulary_mean(table)
         start[key] = (mean * (_mean_length(table) / mean.norm())).unsqueeze(0).cpu().clone()
     return start
+
+
+def part_of_style(clip, vectors: Mapping[str, Tensor], words: str, content: str,
+                  part: str = PARTS[0]) -> Mapping[str, Tensor]:
+    """The pseudo-words without what ``content`` names, or with nothing else; as they are where it names nothing.
+
+    Args:
+        vectors: {text encoder key: (n, width)}.
+        words: that learning started from.
+        content, part: see ``content_bases`` and ``content.part_of``.
+
+    Raises:
+        ValueError: a text encoder finds no words in ``content``, or its part is wanted and there is none.
+    """
+    if content.strip():
+        start = word_vectors(clip, words)
+        return part_of(vectors, start, content_bases(clip, content, start), part)
+    if part != PARTS[0]:
+        raise ValueError(f"part is {part!r} and content is empty; expected words for what the painting shows, such as "
+                         "'sunflowers, vase, table'. Write them into content, or set part to 'style'.")
+    return vectors
+
+
+def content_bases(clip, content: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where content words lie, {text encoder key: (r, width) orthonormal} (see ``content.span``).
+
+    A word points from the mean of the vocabulary to its vector; a learned word (``embedding:name``) from the word that
+    learning started from to its vectors.
+
+    Args:
+        content: words for what the painting shows, by commas or not; with ``embedding:name`` where the host reads it.
+        start: the word that the style's learning started from, {key: (1, width)}.
+
+    Raises:
+        ValueError: a text encoder finds no words in it.
+    """
+    bases = {}
+    for key, part in text_parts(clip).items():
+        tokenizer, table = part.tokenizer, part.table
+        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+        phrases = [phrase for phrase in re.split(r"[,;\n]", content) if phrase.strip()]
+        tokens = [t for phrase in phrases for window in tokenizer.tokenize_with_weights(phrase) for t, *_ in window]
+        ids = [t for t in tokens if not torch.is_tensor(t) and t not in special]
+        learned = [t.float().cpu() for t in tokens if torch.is_tensor(t)]
+        if not ids and not learned:
+            raise ValueError(f"content is {content!r}, in which the text encoder {key} finds no words; expected words "
+                             "for what the painting shows, such as 'sunflowers, vase, table'. Leave it empty for none.")
+        directions = [t - start[key][0].cpu() for t in learned]
+        if ids:
+            mean = _vocabulary_mean(table)
+            directions += [(table[i].float() - mean).cpu() for i in ids]
+        bases[key] = span(torch.stack(directions))
+    return bases
 
 
 def _vocabulary_mean(table: Tensor) -> Tensor:

@@ -133,6 +133,53 @@ def test_the_word_that_a_style_started_from_is_remembered(small):
     assert same(apply(small[1], "*", 0.0, learned), apply(small[1], "*", value=Style(start, family="SD15")))
 
 
+def with_direction(clip, word: str) -> Style:
+    """A style of the starting word, a direction of its own, and that of a word of the vocabulary."""
+    table = host.text.text_parts(clip)["clip_l"].table.float()
+    token = clip.tokenizer.clip_l.tokenizer(word)["input_ids"][1]
+    towards = table[token] - table.mean(0)
+    return Style({"clip_l": style(2).vectors["clip_l"] + 3 * towards}, family="SD15")
+
+
+def test_content_words_take_their_direction_out_of_a_style(small):
+    clip = small[1]
+    learned, table = with_direction(clip, "sunflower"), host.text.text_parts(clip)["clip_l"].table.float()
+    start = host.word_vectors(clip, "painting")["clip_l"]
+
+    def apply_part(**more):
+        return InSTStyleConditioning.execute(clip, learned, "a house, *", 1.0, **more).result[0]
+
+    split = {part: host.part_of_style(clip, learned.vectors, "painting", "sunflower", part)["clip_l"]
+             for part in ("style", "content")}
+    token = clip.tokenizer.clip_l.tokenizer("sunflower")["input_ids"][1]
+    word = torch.nn.functional.normalize(table[token] - table.mean(0), dim=0)
+    share = (learned.vectors["clip_l"] - start) @ word
+    assert ((split["style"] - start) @ word).abs().max() < 1e-4 < 0.1 < share.min()
+    torch.testing.assert_close(split["content"] - start, share[:, None] * word, atol=1e-5, rtol=1e-4)
+    for part, vectors in split.items():
+        expected = apply(clip, "a house, *", value=Style({"clip_l": vectors}, family="SD15"))
+        assert same(apply_part(content="sunflower", part=part), expected)
+    assert same(apply_part(content=" "), apply_part()) and same(apply_part(part="style"), apply_part())
+    assert not same(apply_part(content="sunflower"), apply_part())
+
+
+def test_a_learned_word_is_content_too(small):
+    """The direction from the starting word to it is taken out whole."""
+    clip, name = small[1], saved(2).removesuffix(".safetensors")
+    start = host.word_vectors(clip, "painting")["clip_l"]
+    towards = style(2).vectors["clip_l"] - start
+    own = torch.randn(2, 768, generator=torch.Generator().manual_seed(5)) * 0.02
+    found = host.part_of_style(clip, {"clip_l": start + own + 2 * towards}, "painting", f"embedding:{name}")["clip_l"]
+    basis = torch.linalg.qr(towards.T).Q
+    torch.testing.assert_close(found, start + own - own @ basis @ basis.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more, says", [({"part": "content"}, "content is empty"), ({"content": ",;"}, "no words")])
+def test_content_without_words_is_refused(small, more, says):
+    with pytest.raises(ValueError, match=says):
+        InSTStyleConditioning.execute(small[1], style(), "*", 1.0, **more)
+
+
 @pytest.mark.parametrize("text", ["a house, (*:1.2)", "((*))", "a house, * and (*:0.5)"])
 def test_nothing_of_the_style_is_left_in_the_neutral_prompt(small, text):
     """What the other blocks see while a style acts in the late ones."""

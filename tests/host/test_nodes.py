@@ -71,6 +71,21 @@ def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
     assert "Expected a file name" in InSTLearnStyle.validate_inputs("a:b")
 
 
+def test_a_style_is_learned_outside_of_what_content_names(small, pictures):
+    """Its words and those that it is learned on from; the file says what was kept out."""
+    style = learn(small, pictures[:1], learning_rate=0.02, content="sunflower, vase").result[0]
+    words = host.word_vectors(small[1], "painting")["clip_l"]
+    basis = host.content_bases(small[1], "sunflower, vase", {"clip_l": words})["clip_l"]
+
+    def inside(vectors) -> float:
+        return ((vectors - words) @ basis.T).norm() / (vectors - words).norm()
+
+    assert inside(style.vectors["clip_l"]) < 1e-5 < 1e-3 < inside(style.encoder_weights["vectors.clip_l"])
+    assert style.metadata["inst.content"] == "sunflower, vase" and len(basis) >= 2
+    recipe = choose_recipe("direct", 2)
+    assert torch.equal(host.make_encoder(small[1], recipe, style)(None)["clip_l"], style.vectors["clip_l"])
+
+
 @pytest.mark.parametrize("name", ["direct", "paper"])
 def test_what_a_mask_leaves_out_is_not_seen(small, pictures, clip_vision, name):
     """Whatever is under it: neither by the VAE nor by CLIP."""
