@@ -7,6 +7,7 @@ from ..inst_core import host, library, preprocess, saving
 from ..inst_core.encoders import ENCODERS
 from ..inst_core.learning import STOPPED, Learned
 from ..inst_core.recipes import AUTO, GOOD, QUALITIES, RECIPES, START_WORDS, choose_recipe
+from ..inst_core.stages import MOST
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
 from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, seed_input
 
@@ -108,6 +109,10 @@ class InSTLearnStyle(io.ComfyNode):
                                 tooltip="What the painting shows, such as 'sunflowers, vase': the style keeps out of "
                                         "the direction of these words. embedding:name of something learned works too. "
                                         "Empty: nothing is kept out."),
+                io.Int.Input("stages", default=1, min=1, max=MOST, optional=True, advanced=True,
+                             tooltip="Above 1, noise is divided into so many stages, and the style gets words of "
+                                     "its own for each, which Apply InST Style follows. Takes so many times as long. "
+                                     "embedding:name reads the middle stage."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -130,7 +135,7 @@ class InSTLearnStyle(io.ComfyNode):
                 clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
                 quality=GOOD, style=None, adapter_rank=0, style_mask=None,
-                content="") -> io.NodeOutput:
+                content="", stages=1) -> io.NodeOutput:
         if style is not None:
             said = "The connected style is used; nothing is learned."
             cls.say(said)
@@ -144,8 +149,8 @@ class InSTLearnStyle(io.ComfyNode):
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
         resolution = host.side_to_learn_at(model, resolution)
-        module = host.make_encoder(clip, recipe, continue_from, layers, content)
-        module = host.with_adapter(module, model, adapter_rank, recipe, layers, continue_from)
+        modules = host.make_encoders(clip, recipe, continue_from, layers, content, stages, adapter_rank)
+        module = host.with_adapter(modules[0], model, adapter_rank, recipe, layers, continue_from)
         vision = clip_vision if ENCODERS[recipe.encoder].needs_picture else None
 
         texts = [prompt, start, *([content] if content else [])]
@@ -154,12 +159,13 @@ class InSTLearnStyle(io.ComfyNode):
             recipe=[asdict(recipe), prompt, resolution, layers],
             continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
             **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}),
-            **({"content": content} if content else {}))
+            **({"content": content} if content else {}),
+            **({"stages": [stages, continue_from and continue_from.stages]} if stages > 1 else {}))
         if not learn_again and (known := library.find(key, host.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
 
-        view = host.LearningView(model, recipe, cls.say)
+        view = host.LearningView(model, recipe, cls.say, stages)
         painting = host.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
 
         def save(learned: Learned) -> tuple[Style, str]:
@@ -170,13 +176,14 @@ class InSTLearnStyle(io.ComfyNode):
             metadata |= ({} if stopped else {library.KEY: key}) | ({"inst.content": content} if content else {})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
             style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,
-                          layers, learned.adapter)
+                          layers, learned.adapter, learned.stages)
             saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
                                     host.metadata_enabled(), host.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")
             return style, said
 
-        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save)
+        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save,
+                             modules[1:])
         style, said = save(learned)
         return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
 

@@ -61,7 +61,10 @@ class InSTStyleConditioning(io.ComfyNode):
         words = style.metadata.get("inst.start", START_WORDS)
         course = Course(start_percent, end_percent, shape)
         vectors = host.part_of_style(clip, style.vectors, words, content, part)
-        return io.NodeOutput(host.style_conditioning(clip, text, vectors, strength, style.layers, words, course))
+        stages = [stage._replace(vectors=host.part_of_style(clip, stage.vectors, words, content, part))
+                  for stage in style.stages]
+        return io.NodeOutput(host.style_conditioning(clip, text, vectors, strength, style.layers, words, course,
+                                                     stages))
 
 
 class InSTLoadStyle(io.ComfyNode):

@@ -31,7 +31,7 @@ from .files import (
     style_path,
 )
 from .identity import identify
-from .learning import learn, look_at, make_encoder, side_to_learn_at
+from .learning import learn, look_at, make_encoder, make_encoders, side_to_learn_at
 from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
@@ -111,6 +111,7 @@ __all__ = [
     "library_folders",
     "look_at",
     "make_encoder",
+    "make_encoders",
     "make_room",
     "metadata_enabled",
     "model_files",

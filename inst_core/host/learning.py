@@ -1,6 +1,7 @@
 """Learning on the host's models: the one way in for nodes and tools."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from ..content import part_of
 from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
+from ..staged_learning import learn_stages
 from ..style import ALL_LAYERS, Style
 from .families import MIN_SIDE
 from .size import native_side
@@ -44,6 +46,26 @@ def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layer
             bases = content_bases(clip, content, words)
             encoder.register_forward_hook(lambda module, inputs, vectors: part_of(vectors, words, bases))
     return encoder
+
+
+def make_encoders(clip, recipe: Recipe, continue_from: Style | None, layers: str, content: str, stages: int,
+                  adapter_rank: int = 0) -> list[StyleEncoder]:
+    """An encoder for every stage of a style, from much noise to little; see ``make_encoder``.
+
+    Raises:
+        ValueError: also an adapter beside several stages, or a style to go on from with another number of them.
+    """
+    if stages > 1 and adapter_rank:
+        raise ValueError(f"stages is {stages} and adapter_rank is {adapter_rank}; an adapter acts in all stages alike. "
+                         "Set stages to 1, or adapter_rank to 0.")
+    begun = continue_from.stages if continue_from is not None else ()
+    if begun and (len(begun) != stages or recipe.encoder != "direct"):
+        raise ValueError(f"continue_from is a style of {len(begun)} stages by encoder {continue_from.encoder}; stages "
+                         f"is {stages} and the encoder {recipe.encoder}. Set stages to {len(begun)} and encoder to "
+                         "'direct', or learn a new style.")
+    starts = [replace(continue_from, vectors=stage.vectors, encoder_weights={}) for stage in begun] or \
+        [continue_from] * stages
+    return [make_encoder(clip, recipe, start, layers, content) for start in starts]
 
 
 def side_to_learn_at(model, resolution: int) -> int:
@@ -111,15 +133,24 @@ def _weighted(painting: Painting, of_views: Tensor, of_whole: Tensor) -> Paintin
 def learn(model, clip, encoder: StyleEncoder, painting: Painting, recipe: Recipe, prompt: str = "*",
           layers: str = ALL_LAYERS, report: Callable[[Step], object] = lambda step: None,
           tell: Callable[[str], object] = lambda text: None,
-          rescue: Callable[[Learned], object] = lambda learned: None) -> Learned:
+          rescue: Callable[[Learned], object] = lambda learned: None,
+          further: Sequence[StyleEncoder] = ()) -> Learned:
     """Learns a style on copies of MODEL and CLIP, which are freed afterwards. See ``learning.learn_style``.
 
     Args:
         prompt: what the painting shows, with ``*`` for the style.
         encoder: with an adapter, if one is learned beside it (see ``adapter.with_adapter``).
         layers: "all", or "late" (see ``style_layers``).
+        further: encoders of further stages, where the style has several (see ``stages``).
     """
     tell("loading the model and the text encoder a second time, to learn on the copies")
     with training_mode(), training_session(model, clip, prompt, recipe.tokens, layers) as session, \
             encoder.attached(session):
-        return learn_style(session, encoder, painting, recipe, report, tell, rescue)
+        if not further:
+            return learn_style(session, encoder, painting, recipe, report, tell, rescue)
+        learn_one = partial(_learn_stage, session, painting)
+        return learn_stages(learn_one, [encoder, *further], recipe, report, tell, rescue)
+
+
+def _learn_stage(session, painting: Painting, encoder: StyleEncoder, recipe: Recipe, **more) -> Learned:
+    return learn_style(session, encoder, painting, recipe, **more)

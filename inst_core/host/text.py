@@ -15,7 +15,8 @@ from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
 from ..content import PARTS, part_of, span
-from ..strength import ALWAYS, Course
+from ..stages import Stage
+from ..strength import ALWAYS, Course, split_at
 from ..style import ALL_LAYERS
 from .style_layers import late_only
 
@@ -202,7 +203,7 @@ def tokenize(clip, text: str, count: int) -> Prompt:
 
 
 def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
-                       words: str = "painting", course: Course = ALWAYS) -> list:
+                       words: str = "painting", course: Course = ALWAYS, stages: Sequence[Stage] = ()) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
@@ -211,19 +212,20 @@ def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength:
         layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
         words: that learning started from.
         course: of the strength over the sampling.
+        stages: of the style, where it has several; they take the place of ``vectors``.
 
     Raises:
         ValueError: a course that ends before it starts.
     """
-    text = with_placeholder(text)
-    pieces = course.pieces(strength)
+    text, stages = with_placeholder(text), stages or [Stage(0.0, vectors)]
+    pieces = split_at(course.pieces(strength), [stage.start for stage in stages])
     prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
-    start = word_vectors(clip, words) if any(height != 1 for *_, height in pieces) else {}
+    start = word_vectors(clip, words) if any(height != 1 for *_, height, _ in pieces) else {}
     conditioning = []
-    for begin, end, height in pieces:
+    for begin, end, height, stage in pieces:
         when = {"start_percent": begin, "end_percent": end} if len(pieces) > 1 else {}
-        styled = clip.encode_from_tokens_scheduled(prompt.with_vectors(_at_strength(vectors, start, height)),
-                                                   add_dict=when)
+        tokens = prompt.with_vectors(_at_strength(stages[stage].vectors, start, height))
+        styled = clip.encode_from_tokens_scheduled(tokens, add_dict=when)
         if layers != ALL_LAYERS:
             without = tokenize(clip, text, 0).with_vectors({})
             styled = late_only(styled, clip.encode_from_tokens_scheduled(without, add_dict=when))

@@ -8,6 +8,8 @@ import folder_paths
 import pytest
 import torch
 from inst_pack.inst_core import host, saving
+from inst_pack.inst_core.stages import Stage
+from inst_pack.inst_core.strength import BORDER
 from inst_pack.inst_core.style import Style
 from inst_pack.nodes.style import NO_STYLES, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 
@@ -178,6 +180,32 @@ def test_a_learned_word_is_content_too(small):
 def test_content_without_words_is_refused(small, more, says):
     with pytest.raises(ValueError, match=says):
         InSTStyleConditioning.execute(small[1], style(), "*", 1.0, **more)
+
+
+def test_stages_are_applied_in_their_ranges(small):
+    """Each is conditioned as the style of one stage is; embedding:name reads the middle one."""
+    clip = small[1]
+    vectors = [torch.randn(2, 768, generator=torch.Generator().manual_seed(i)) * 0.02 for i in range(3)]
+    stages = tuple(Stage(start, {"clip_l": v}) for start, v in zip((0.0, 0.4, 0.7), vectors, strict=True))
+    whole = Style(stages[1].vectors, family="SD15", stages=stages)
+    alone = [Style(stage.vectors, family="SD15") for stage in stages]
+
+    def apply_all(value, **more):
+        return InSTStyleConditioning.execute(clip, value, "a house, *", 0.8, **more).result[0]
+
+    for more in ({}, {"content": "sunflower"}, {"content": "sunflower", "part": "content"}):
+        found = apply_all(whole, **more)
+        assert same(found, [apply_all(one, **more)[0] for one in alone])
+        ranges = [(extra["start_percent"], extra["end_percent"]) for _, extra in found]
+        assert ranges == [(0.0, 0.4 + BORDER), (0.4 + BORDER, 0.7 + BORDER), (0.7 + BORDER, 1.0)]
+    late = apply_all(whole, start_percent=0.5)
+    assert [extra["start_percent"] for _, extra in late] == [0.0, 0.4 + BORDER, 0.5 - BORDER, 0.7 + BORDER]
+    assert torch.equal(late[3][0], apply_all(alone[2])[0][0])
+    saving.save_new(whole, "stages", host.style_folders(), True)
+    middle = apply(clip, "*", value=alone[1])
+    assert same(stock(clip, "embedding:stages_00001"), middle)
+    loaded = InSTLoadStyle.execute("stages_00001.safetensors").result[0]
+    assert same(apply(clip, "*", value=loaded), apply(clip, "*", value=whole))
 
 
 @pytest.mark.parametrize("text", ["a house, (*:1.2)", "((*))", "a house, * and (*:0.5)"])

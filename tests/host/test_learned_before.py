@@ -97,7 +97,8 @@ def test_every_setting_that_matters_tells_styles_apart(small, pictures, key_of, 
                {"layers": "late"}, {"strongest": 0.5}, {"start": "oil"}, {"resolution": 128}, {"batch_size": 2},
                {"encoder": "attention", "clip_vision": clip_vision}, {"max_seconds": 50.0},
                {"adapter_rank": 2}, {"adapter_rank": 3}, {"style_mask": corner}, {"style_mask": corner.flip(2)},
-               {"content": "sunflowers"}, {"content": "a vase"}]
+               {"content": "sunflowers"}, {"content": "a vase"},
+               {"stages": 2}, {"stages": 3}]
     keys = [key_of(small, pictures[:1], **change) for change in changes]
     assert len(set(keys)) == len(keys)
     assert key_of(small, pictures[:1], name="sea", clip_vision=clip_vision) == keys[0]

@@ -86,6 +86,25 @@ def test_a_style_is_learned_outside_of_what_content_names(small, pictures):
     assert torch.equal(host.make_encoder(small[1], recipe, style)(None)["clip_l"], style.vectors["clip_l"])
 
 
+def test_stages_are_learned_kept_and_learned_on(small, pictures):
+    result = learn(small, pictures[:1], stages=2, learning_rate=0.02, name="wave")
+    style, text = result.result[0], result.ui.as_dict()["text"][0]
+    saved = load_style(host.style_folders()[0] / "wave_00001.safetensors")
+    assert len(style.stages) == len(saved.stages) == 2 and "2 stages, the middle one" in text
+    assert not torch.equal(*(stage.vectors["clip_l"] for stage in saved.stages))
+    assert torch.equal(saved.vectors["clip_l"], saved.stages[1].vectors["clip_l"])
+    recipe = choose_recipe("direct", 2)
+    again = host.make_encoders(small[1], recipe, saved, "all", "", 2)
+    assert all(torch.equal(one(None)["clip_l"], stage.vectors["clip_l"])
+               for one, stage in zip(again, saved.stages, strict=True))
+    plain = Style(saved.vectors, family="SD15")
+    assert len(host.make_encoders(small[1], recipe, plain, "all", "", 3)) == 3
+    with pytest.raises(ValueError, match="a style of 2 stages by encoder direct; stages is 1"):
+        learn(small, pictures[:1], continue_from=saved)
+    with pytest.raises(ValueError, match="stages is 3 and adapter_rank is 8"):
+        learn(small, pictures[:1], stages=3, adapter_rank=8)
+
+
 @pytest.mark.parametrize("name", ["direct", "paper"])
 def test_what_a_mask_leaves_out_is_not_seen(small, pictures, clip_vision, name):
     """Whatever is under it: neither by the VAE nor by CLIP."""
