@@ -32,8 +32,8 @@ KEY, LOSSES = "inst.key", "inst.losses"
 STAGES = "inst.stages"  # where the stages of a style begin
 FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers", STAGES, KEY, LOSSES)
 # Which cross-attention layers of the denoiser a style is meant for (see host/style_layers.py).
-ALL_LAYERS, LATE_LAYERS = "all", "late"
-LAYERS = ALL_LAYERS, LATE_LAYERS
+ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK = "all", "late", "style block"
+LAYERS = ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK
 THUMBNAIL_PIXELS = 256
 PARTIAL, DAY = ".partial", 24 * 3600  # suffix of a file that is being written; seconds
 _PREFIX = "inst."
@@ -52,7 +52,8 @@ class Style:
         encoder_weights: the encoder's state dict, official key names.
         extra: further tensors, such as ``image_embed``.
         metadata: string -> string, the file's header.
-        layers: "all", or "late" where only the late decoder blocks of a U-Net are to see it.
+        layers: "all"; "late" where only the late decoder blocks of a U-Net are to see it, "style block" where only
+            those that are known to set the family's style.
         adapter: low-rank updates of the denoiser's layers, {``layer.lora_up.weight``: (out, rank),
             ``layer.lora_down.weight``: (rank, in)}; empty where the style is pseudo-words alone.
         stages: pseudo-words for parts of the noise schedule, from much noise to little, of which ``vectors`` is the

@@ -82,7 +82,8 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Combo.Input("layers", options=list(LAYERS), default=ALL_LAYERS, optional=True, advanced=True,
                                tooltip="all: the whole model sees the style. late: only the last blocks of a U-Net do, "
                                        "which set colour and texture: learns about twice as fast and takes less of the "
-                                       "painting's content along. embedding:name always speaks to the whole model."),
+                                       "painting's content along. style block: only the block of SDXL that is known "
+                                       "to set the style. embedding:name always speaks to the whole model."),
                 io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
                                tooltip="The highest strength at which you will use the style. Noise above it is not "
                                        "learned from; paper and released always learn from all."),

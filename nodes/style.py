@@ -64,7 +64,7 @@ class InSTStyleConditioning(io.ComfyNode):
         stages = [stage._replace(vectors=host.part_of_style(clip, stage.vectors, words, content, part))
                   for stage in style.stages]
         return io.NodeOutput(host.style_conditioning(clip, text, vectors, strength, style.layers, words, course,
-                                                     stages))
+                                                     stages, style.family))
 
 
 class InSTLoadStyle(io.ComfyNode):

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..content import PARTS, part_of, span
 from ..stages import Stage
 from ..strength import ALWAYS, Course, split_at
-from ..style import ALL_LAYERS
-from .style_layers import late_only
+from ..style import ALL_LAYERS, STYLE_BLOCK
+from .families import style_blocks
+from .style_layers import restricted
 
 PLACEHOLDER = "*"
 MARK = "\ue257"  # stands for the style on its way through the tokenizer; a private character, no language uses it
@@ -203,22 +204,26 @@ def tokenize(clip, text: str, count: int) -> Prompt:
 
 
 def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
-                       words: str = "painting", course: Course = ALWAYS, stages: Sequence[Stage] = ()) -> list:
+                       words: str = "painting", course: Course = ALWAYS, stages: Sequence[Stage] = (),
+                       family: str = "") -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
         strength: of the pseudo-words: 1 = as learned, where the host's reader is whole bit-equal to
             ``embedding:name``; 0 = ``words``, as many as there are pseudo-words; others lie on the line through both.
-        layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
+        layers: "late" lets only the late blocks of a U-Net see the style, "style block" only those that are known to
+            set it (see ``style_layers``).
         words: that learning started from.
         course: of the strength over the sampling.
         stages: of the style, where it has several; they take the place of ``vectors``.
+        family: that the style was learned on, for "style block".
 
     Raises:
-        ValueError: a course that ends before it starts.
+        ValueError: a course that ends before it starts; "style block" for a family without.
     """
     text, stages = with_placeholder(text), stages or [Stage(0.0, vectors)]
     pieces = split_at(course.pieces(strength), [stage.start for stage in stages])
+    blocks = style_blocks(family) if layers == STYLE_BLOCK else None
     prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
     start = word_vectors(clip, words) if any(height != 1 for *_, height, _ in pieces) else {}
     conditioning = []
@@ -228,7 +233,7 @@ def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength:
         styled = clip.encode_from_tokens_scheduled(tokens, add_dict=when)
         if layers != ALL_LAYERS:
             without = tokenize(clip, text, 0).with_vectors({})
-            styled = late_only(styled, clip.encode_from_tokens_scheduled(without, add_dict=when))
+            styled = restricted(styled, clip.encode_from_tokens_scheduled(without, add_dict=when), blocks)
         conditioning += styled
     return conditioning
 
