@@ -28,18 +28,17 @@ def span(directions: Tensor) -> Tensor:
     return directions[:RANK][values[:RANK] > LEAST * values[0]].float()
 
 
-def part_of(vectors: Vectors, start: Vectors, bases: Vectors, part: str = PARTS[0]) -> dict[str, Tensor]:
-    """Pseudo-words of which what was learned has been split, {text encoder key: (n, width)}.
+def parts_of(vectors: Vectors, start: Vectors, bases: Vectors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Pseudo-words without what lies in the span of the content words, and what that is; their sum is the pseudo-words.
 
     Args:
-        vectors: pseudo-words {key: (n, width)}.
-        start: the word that learning started from, {key: (1, width)}.
+        vectors: pseudo-words {text encoder key: (n, width)}.
+        start: the word that learning started from, {key: (1, width)}; it is left whole.
         bases: {key: (r, width)} of ``span``.
-        part: one of ``PARTS``; "content" is the starting word with nothing but what lies in the span.
     """
-    split = {}
+    style, content = {}, {}
     for key, vector in vectors.items():
-        first, basis = start[key].to(vector), bases[key].to(vector)
-        inside = (vector - first) @ basis.T @ basis
-        split[key] = vector - inside if part == PARTS[0] else first + inside
-    return split
+        basis = bases[key].to(vector)
+        content[key] = (vector - start[key].to(vector)) @ basis.T @ basis
+        style[key] = vector - content[key]
+    return style, content

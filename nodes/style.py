@@ -48,7 +48,7 @@ class InSTStyleConditioning(io.ComfyNode):
                                         "something learned works too. Empty: the style as it is."),
                 io.Combo.Input("part", options=list(PARTS), default=PARTS[0], optional=True, advanced=True,
                                tooltip="style: the style, without what content names. content: only what content "
-                                       "names, for the negative input of a sampler."),
+                                       "names, in an otherwise empty prompt: for the negative input of a sampler."),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning",
                                             tooltip="Positive conditioning for any sampler.")],
@@ -60,11 +60,9 @@ class InSTStyleConditioning(io.ComfyNode):
         check_fits(style, host.text_widths(clip), host.label_of_encoders)
         words = style.metadata.get("inst.start", START_WORDS)
         course = Course(start_percent, end_percent, shape)
-        vectors = host.part_of_style(clip, style.vectors, words, content, part)
-        stages = [stage._replace(vectors=host.part_of_style(clip, stage.vectors, words, content, part))
-                  for stage in style.stages]
-        return io.NodeOutput(host.style_conditioning(clip, text, vectors, strength, style.layers, words, course,
-                                                     stages, style.family))
+        style, origin = host.part_of_style(clip, style, content, part)
+        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course,
+                                                     style.stages, style.family, origin))
 
 
 class InSTLoadStyle(io.ComfyNode):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import preprocess
-from ..content import part_of
+from ..content import parts_of
 from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
@@ -44,7 +44,7 @@ def make_encoder(clip, recipe: Recipe, continue_from: Style | None = None, layer
             resume(encoder, continue_from)
         if content:
             bases = content_bases(clip, content, words)
-            encoder.register_forward_hook(lambda module, inputs, vectors: part_of(vectors, words, bases))
+            encoder.register_forward_hook(lambda module, inputs, vectors: parts_of(vectors, words, bases)[0])
     return encoder
 
 

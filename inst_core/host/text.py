@@ -7,17 +7,18 @@ newline.  Nothing is written to disk.
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
-from ..content import PARTS, part_of, span
+from ..content import PARTS, parts_of, span
+from ..recipes import START_WORDS
 from ..stages import Stage
 from ..strength import ALWAYS, Course, split_at
-from ..style import ALL_LAYERS, STYLE_BLOCK
+from ..style import ALL_LAYERS, STYLE_BLOCK, Style
 from .families import style_blocks
 from .style_layers import restricted
 
@@ -205,7 +206,7 @@ def tokenize(clip, text: str, count: int) -> Prompt:
 
 def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
                        words: str = "painting", course: Course = ALWAYS, stages: Sequence[Stage] = (),
-                       family: str = "") -> list:
+                       family: str = "", origin: Mapping[str, Tensor] | None = None) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
@@ -217,6 +218,7 @@ def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength:
         course: of the strength over the sampling.
         stages: of the style, where it has several; they take the place of ``vectors``.
         family: that the style was learned on, for "style block".
+        origin: what strength 0 puts in the place of the style, {key: (1, width)}; None = ``words``.
 
     Raises:
         ValueError: a course that ends before it starts; "style block" for a family without.
@@ -225,7 +227,7 @@ def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength:
     pieces = split_at(course.pieces(strength), [stage.start for stage in stages])
     blocks = style_blocks(family) if layers == STYLE_BLOCK else None
     prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
-    start = word_vectors(clip, words) if any(height != 1 for *_, height, _ in pieces) else {}
+    start = origin or (word_vectors(clip, words) if any(height != 1 for *_, height, _ in pieces) else {})
     conditioning = []
     for begin, end, height, stage in pieces:
         when = {"start_percent": begin, "end_percent": end} if len(pieces) > 1 else {}
@@ -264,25 +266,39 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
     return start
 
 
-def part_of_style(clip, vectors: Mapping[str, Tensor], words: str, content: str,
-                  part: str = PARTS[0]) -> Mapping[str, Tensor]:
-    """The pseudo-words without what ``content`` names, or with nothing else; as they are where it names nothing.
+def part_of_style(clip, style: Style, content: str,
+                  part: str = PARTS[0]) -> tuple[Style, Mapping[str, Tensor] | None]:
+    """The style with only a part of its pseudo-words, in all stages, and the ``origin`` for ``style_conditioning``.
+
+    "style" is the style without what ``content`` names; it comes from the word that learning started from.  "content"
+    is what ``content`` names and nothing else; it comes from padding, so a style without any of it is an empty prompt.
 
     Args:
-        vectors: {text encoder key: (n, width)}.
-        words: that learning started from.
-        content, part: see ``content_bases`` and ``content.part_of``.
+        content, part: see ``content_bases``, and one of ``content.PARTS``.
 
     Raises:
         ValueError: a text encoder finds no words in ``content``, or its part is wanted and there is none.
     """
-    if content.strip():
-        start = word_vectors(clip, words)
-        return part_of(vectors, start, content_bases(clip, content, start), part)
-    if part != PARTS[0]:
-        raise ValueError(f"part is {part!r} and content is empty; expected words for what the painting shows, such as "
-                         "'sunflowers, vase, table'. Write them into content, or set part to 'style'.")
-    return vectors
+    if not content.strip():
+        if part != PARTS[0]:
+            raise ValueError(f"part is {part!r} and content is empty; expected words for what the painting shows, such "
+                             "as 'sunflowers, vase, table'. Write them into content, or set part to 'style'.")
+        return style, None
+    start = word_vectors(clip, style.metadata.get("inst.start", START_WORDS))
+    bases, nothing = content_bases(clip, content, start), padding(clip)
+
+    def split(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        without, inside = parts_of(vectors, start, bases)
+        return without if part == PARTS[0] else {key: nothing[key] + vector for key, vector in inside.items()}
+
+    stages = tuple(stage._replace(vectors=split(stage.vectors)) for stage in style.stages)
+    return replace(style, vectors=split(style.vectors), stages=stages), start if part == PARTS[0] else nothing
+
+
+def padding(clip) -> dict[str, Tensor]:
+    """The vector of the token that fills up prompts, {text encoder key: (1, width) float32 CPU}."""
+    return {key: part.table[part.tokenizer.pad_token][None].float().cpu().clone()
+            for key, part in text_parts(clip).items()}
 
 
 def content_bases(clip, content: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -151,18 +151,34 @@ def test_content_words_take_their_direction_out_of_a_style(small):
     def apply_part(**more):
         return InSTStyleConditioning.execute(clip, learned, "a house, *", 1.0, **more).result[0]
 
-    split = {part: host.part_of_style(clip, learned.vectors, "painting", "sunflower", part)["clip_l"]
-             for part in ("style", "content")}
+    (without, _), (alone, nothing) = (host.part_of_style(clip, learned, "sunflower", part)
+                                      for part in ("style", "content"))
     token = clip.tokenizer.clip_l.tokenizer("sunflower")["input_ids"][1]
     word = torch.nn.functional.normalize(table[token] - table.mean(0), dim=0)
     share = (learned.vectors["clip_l"] - start) @ word
-    assert ((split["style"] - start) @ word).abs().max() < 1e-4 < 0.1 < share.min()
-    torch.testing.assert_close(split["content"] - start, share[:, None] * word, atol=1e-5, rtol=1e-4)
-    for part, vectors in split.items():
-        expected = apply(clip, "a house, *", value=Style({"clip_l": vectors}, family="SD15"))
-        assert same(apply_part(content="sunflower", part=part), expected)
+    assert ((without.vectors["clip_l"] - start) @ word).abs().max() < 1e-4 < 0.1 < share.min()
+    torch.testing.assert_close(alone.vectors["clip_l"] - nothing["clip_l"], share[:, None] * word, atol=1e-5, rtol=1e-4)
+    for part, split in (("style", without), ("content", alone)):
+        assert same(apply_part(content="sunflower", part=part), apply(clip, "a house, *", value=split))
     assert same(apply_part(content=" "), apply_part()) and same(apply_part(part="style"), apply_part())
     assert not same(apply_part(content="sunflower"), apply_part())
+
+
+def test_the_content_part_comes_from_an_empty_prompt(small):
+    """Where a style has nothing of the content, and at strength 0. (The pooled output, which SD 1.x ignores, is that of
+    the place behind the padding.)"""
+    clip = small[1]
+    empty = stock(clip, "")
+
+    def close(found) -> bool:
+        return torch.allclose(found[0][0], empty[0][0], atol=1e-5)
+
+    def negative(value, strength):
+        return InSTStyleConditioning.execute(clip, value, "*", strength, content="sunflower", part="content").result[0]
+
+    clean = Style(host.word_vectors(clip, "painting"), family="SD15")
+    assert close(negative(clean, 1.0)) and close(negative(with_direction(clip, "sunflower"), 0.0))
+    assert not close(negative(with_direction(clip, "sunflower"), 1.0))
 
 
 def test_a_learned_word_is_content_too(small):
@@ -171,7 +187,8 @@ def test_a_learned_word_is_content_too(small):
     start = host.word_vectors(clip, "painting")["clip_l"]
     towards = style(2).vectors["clip_l"] - start
     own = torch.randn(2, 768, generator=torch.Generator().manual_seed(5)) * 0.02
-    found = host.part_of_style(clip, {"clip_l": start + own + 2 * towards}, "painting", f"embedding:{name}")["clip_l"]
+    both = Style({"clip_l": start + own + 2 * towards}, family="SD15")
+    found = host.part_of_style(clip, both, f"embedding:{name}")[0].vectors["clip_l"]
     basis = torch.linalg.qr(towards.T).Q
     torch.testing.assert_close(found, start + own - own @ basis @ basis.T, atol=1e-5, rtol=1e-4)
 

@@ -184,10 +184,10 @@ def test_learn_apply_invert_sample(family, tmp_path):
     assert not any(torch.equal(a[0][0], b[0][0]) for a, b in zip(strengths, strengths[1:], strict=False))
     assert len({s[0][0].shape for s in strengths}) == 1
 
-    outside, inside = (host.part_of_style(clip, learned.vectors, "painting", "a house, trees", part) for part in PARTS)
+    (outside, _), (inside, nothing) = (host.part_of_style(clip, style, "a house, trees", part) for part in PARTS)
     for key, vectors in learned.vectors.items():
-        torch.testing.assert_close(outside[key] + inside[key], vectors + words[key])
-        assert 0 < (inside[key] - words[key]).norm() < 0.9 * (vectors - words[key]).norm()
+        torch.testing.assert_close(outside.vectors[key] + inside.vectors[key], vectors + nothing[key])
+        assert 0 < (inside.vectors[key] - nothing[key]).norm() < 0.9 * (vectors - words[key]).norm()
 
     latent, plain = latent_of(model), strengths[0]
     seen = host.invert(model, styled, latent, STRENGTH, 0).noise
