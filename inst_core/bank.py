@@ -23,12 +23,14 @@ class Batch:
         latent, noise: clean latents and their noise, (B, C, h, w).
         time: (B,) training times in [0, 1].
         prepared: what the denoiser computed of them once and for all, (B, ...) each; see ``Denoiser.prepare``.
+        weight: (B, 1, h, w) how much each place of a latent counts; None = all alike.
     """
 
     latent: Tensor
     noise: Tensor
     time: Tensor
     prepared: tuple[Tensor, ...] = ()
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -40,33 +42,48 @@ class Batch:
     def take(self, index: Tensor) -> "Batch":
         """The samples at ``index`` (n,)."""
         return Batch(self.latent[index], self.noise[index], self.time[index],
-                     tuple(tensor[index.to(tensor.device)] for tensor in self.prepared))
+                     tuple(tensor[index.to(tensor.device)] for tensor in self.prepared),
+                     None if self.weight is None else self.weight[index])
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Parts of at most ``size`` samples."""
         return map(self.take, torch.arange(len(self)).split(size))
 
 
-def draw_fresh(views: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[Batch]:
+def draw_fresh(views: Tensor, recipe: Recipe, generator: torch.Generator,
+               weights: Tensor | None = None, weakest: float = 0.0) -> Iterator[Batch]:
     """For ever batches of random views with fresh noise, at times uniform over the 1000 discrete ones; the released
-    recipe."""
+    recipe.
+
+    Args:
+        weights: of the views' places, as in ``Batch``.
+        weakest: lowest time.
+    """
     while True:
         chosen = torch.randint(len(views), (recipe.batch,), generator=generator)
         noise = torch.randn((recipe.batch, *views.shape[1:]), generator=generator)
         time = torch.randint(TRAIN_TIMESTEPS, (recipe.batch,), generator=generator) / (TRAIN_TIMESTEPS - 1)
-        yield Batch(views[chosen], noise, time * recipe.strongest)
+        yield Batch(views[chosen], noise, _between(weakest, recipe.strongest, time),
+                    weight=None if weights is None else weights[chosen])
 
 
-def draw_bank(views: Tensor, recipe: Recipe, generator: torch.Generator) -> Batch:
+def draw_bank(views: Tensor, recipe: Recipe, generator: torch.Generator, weights: Tensor | None = None,
+              weakest: float = 0.0) -> Batch:
     """``recipe.bank`` samples with stratified times (Kingma et al. 2021, appendix I.1), ordered by time.
 
     There are no more than the run can meet, and no fewer than a batch.
+
+    Args:
+        weights: of the views' places, as in ``Batch``.
+        weakest: lowest time.
     """
     count = max(recipe.batch, min(recipe.bank, recipe.batch * recipe.steps))
-    time = (torch.arange(count) + torch.rand(count, generator=generator)) / count * recipe.strongest
+    time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    time = _between(weakest, recipe.strongest, time)
     noise = torch.randn((count, *views.shape[1:]), generator=generator)
     order = torch.randperm(count, generator=generator)
-    return Batch(views[order % len(views)], noise, time)
+    chosen = order % len(views)
+    return Batch(views[chosen], noise, time, weight=None if weights is None else weights[chosen])
 
 
 def rounds(bank: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -80,17 +97,27 @@ def rounds(bank: Batch, count: int, generator: torch.Generator) -> Iterator[Batc
             yield bank.take(torch.stack([row[j % len(row)] for row in rows]))
 
 
-def held_out_bank(whole: Tensor, strongest: float = 1.0) -> Batch:
+def held_out_bank(whole: Tensor, strongest: float = 1.0, weights: Tensor | None = None, weakest: float = 0.0) -> Batch:
     """Samples that are never trained on: the same noise in every run, at evenly spaced levels of those that are
     learned.
 
     Only on a fixed bank is the loss comparable between steps (Voronov et al. 2023, "Is This Loss Informative?").
+
+    Args:
+        weights: of the places of ``whole``, as in ``Batch``.
+        strongest, weakest: highest and lowest time.
     """
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    latent = whole[torch.arange(HELD_OUT_LEVELS) % len(whole)]
+    chosen = torch.arange(HELD_OUT_LEVELS) % len(whole)
+    latent = whole[chosen]
     noise = torch.randn(latent.shape, generator=generator)
-    time = (torch.arange(HELD_OUT_LEVELS) + 0.5) / HELD_OUT_LEVELS * strongest
-    return Batch(latent, noise, time)
+    time = _between(weakest, strongest, (torch.arange(HELD_OUT_LEVELS) + 0.5) / HELD_OUT_LEVELS)
+    return Batch(latent, noise, time, weight=None if weights is None else weights[chosen])
+
+
+def _between(weakest: float, strongest: float, share: Tensor) -> Tensor:
+    """Times from the one to the other at shares in [0, 1] of the way."""
+    return weakest + share * (strongest - weakest)
 
 
 def prepare(denoiser, bank: Batch, size: int, device: torch.device, report: Callable[[int], object]) -> Batch:

@@ -250,8 +250,8 @@ def resume(encoder: StyleEncoder, style) -> None:
         ValueError: the style was made by another encoder, or with another number of tokens.
     """
     weights = dict(style.encoder_weights)
-    if not weights and isinstance(encoder, DirectEncoder):
-        weights = {f"vectors.{k}": v for k, v in style.vectors.items()}
+    if isinstance(encoder, DirectEncoder) and all(k.startswith("vectors.") for k in weights):
+        weights = {f"vectors.{k}": v for k, v in style.vectors.items()}  # as kept, without what content words named
     expected = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
     if found != expected:

@@ -20,6 +20,7 @@ from .loss_scale import LossScale
 from .memory import WithinMemory, kept_for_backward
 from .objective import Denoiser, converged, squared_error
 from .recipes import Recipe
+from .stages import Stage
 
 CHECK_SAMPLES = 40  # between two held-out losses; in long runs a tenth of what was learned from so far
 SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
@@ -86,14 +87,18 @@ class Painting:
         views: (V, C, h, w) clean latents in model space: crops of the painting, or it and its mirror image.
         whole: (P, C, h', w') latents of the whole painting, on which the held-out loss is taken.
         features: what CLIP sees, for encoders that need it.
+        view_weights, whole_weights: (V, 1, h, w) and (P, 1, h', w') how much each place counts; None = all alike.
     """
 
     views: Tensor
     whole: Tensor
     features: PictureFeatures | None = None
+    view_weights: Tensor | None = None
+    whole_weights: Tensor | None = None
 
     def clone(self) -> "Painting":
-        return Painting(self.views.clone(), self.whole.clone(), self.features and self.features.clone())
+        weights = (None if w is None else w.clone() for w in (self.view_weights, self.whole_weights))
+        return Painting(self.views.clone(), self.whole.clone(), self.features and self.features.clone(), *weights)
 
 
 class Check(NamedTuple):
@@ -134,6 +139,8 @@ class Learned:
         ended: how the run ended, one of ``ENDINGS``.
         verdict: one line for the person who waited.
         adapter: weights of the adapter that was learned beside the encoder, if there is one (see ``adapter``).
+        stages: the pseudo-words of every stage, of which ``vectors`` is the middle one; empty where all noise levels
+            have the same.
     """
 
     vectors: Vectors
@@ -144,11 +151,13 @@ class Learned:
     ended: str
     verdict: str
     adapter: Weights = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
 
 
 def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, recipe: Recipe,
                 report: Callable[[Step], object] = lambda step: None, tell: Callable[[str], object] = lambda text: None,
-                rescue: Callable[[Learned], object] = lambda learned: None) -> Learned:
+                rescue: Callable[[Learned], object] = lambda learned: None, weakest: float = 0.0,
+                must_gain: bool = True) -> Learned:
     """Moves ``encoder`` until the frozen denoiser explains the painting.
 
     Args:
@@ -156,6 +165,8 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
         tell: called with a line about what goes on before the first step; raises to stop.
         rescue: called with the best style so far when the run ends by an exception, interrupts included, and
             something was learned by then. The exception goes on its way afterwards.
+        weakest: lowest training time that is learned from and judged by; the recipe has the highest.
+        must_gain: a run that gained nothing is an error; otherwise its style is where it began.
 
     Returns:
         The learned vectors: the best by held-out loss, or the last, as the recipe says. ``encoder`` holds the same
@@ -166,8 +177,9 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
     """
     painting = painting.clone()  # tensors made in inference mode cannot be saved for backward; their clones can
     generator = torch.Generator().manual_seed(recipe.seed)
-    bank = draw_bank(painting.views, recipe, generator) if recipe.bank else None
-    held_out = held_out_bank(painting.whole, recipe.strongest)
+    views, weights = painting.views, painting.view_weights
+    bank = draw_bank(views, recipe, generator, weights, weakest) if recipe.bank else None
+    held_out = held_out_bank(painting.whole, recipe.strongest, painting.whole_weights, weakest)
 
     run = Run(recipe, encoder, painting.features)
 
@@ -178,7 +190,8 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
     if bank is not None:
         bank = within_memory(partial(prepare_bank, session, bank, place, tell))
 
-    batches = draw_fresh(painting.views, recipe, generator) if bank is None else rounds(bank, recipe.batch, generator)
+    batches = (draw_fresh(views, recipe, generator, weights, weakest) if bank is None
+               else rounds(bank, recipe.batch, generator))
     optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate_at)
     scale = LossScale()
@@ -205,7 +218,8 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
                 rescue(run.finish(STOPPED, within_memory.limits))
         finally:
             raise reason  # also when what was learned could not be saved
-    run.check_gained()
+    if must_gain:
+        run.check_gained()
     ended = FINISHED if step == recipe.steps else TIME_LIMIT if last else CONVERGED
     return run.finish(ended, within_memory.limits)
 

@@ -107,7 +107,7 @@ def fingerprint(value: Any) -> str:
 
 
 def learning_key(pictures: Tensor, **ingredients: Any) -> str:
-    """The key of what is learned from ``pictures`` (P, H, W, 3) in [0, 1], told apart by all their pixels in 8 bits."""
+    """The key of what is learned from ``pictures`` (P, H, W, C) in [0, 1], told apart by all their pixels in 8 bits."""
     pixels = (pictures * 255).round().byte().cpu().contiguous()
     painting = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     return fingerprint([KEY_VERSION, tuple(pictures.shape), painting, ingredients])

@@ -66,12 +66,19 @@ def output_error(model_sampling: ModelSampling, sigma: Tensor, denoised: Tensor,
 
 
 def squared_error(denoiser: Denoiser, batch: Batch, conditioning, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(squared error of the network's output, denoised prediction), both (B, C, ...) float32."""
+    """(squared error of the network's output, denoised prediction), both (B, C, ...) float32.
+
+    Where places of a sample count differently, its error is weighted: the mean is that of what counts.
+    """
     latent, noise = batch.latent.to(device), batch.noise.to(device)
     sigma = denoiser.level(batch.time).to(device)
     x = denoiser.noised(latent, noise, sigma)
     denoised = denoiser.denoised(x, sigma, conditioning, tuple(tensor.to(device) for tensor in batch.prepared))
-    return output_error(denoiser.model_sampling, sigma, denoised, latent).square(), denoised
+    error = output_error(denoiser.model_sampling, sigma, denoised, latent).square()
+    if batch.weight is not None:
+        weight = batch.weight.to(device)
+        error = error * (weight / weight.flatten(1).mean(1).view(-1, *[1] * (weight.ndim - 1)))
+    return error, denoised
 
 
 def converged(held_out: Sequence[float], patience: int = PATIENCE, tolerance: float = TOLERANCE) -> bool:

@@ -1,4 +1,5 @@
 """The strength of a style over the steps of sampling."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
 SHAPES = "constant", "ease in", "ease out"
@@ -41,6 +42,23 @@ class Course(NamedTuple):
         edges = [0.0, *(min(max(border, 0.0), 1.0) for border in borders), 1.0]
         pieces = zip(edges, edges[1:], [0.0, *heights, 0.0], strict=False)
         return [piece for piece in pieces if piece[0] < piece[1]]
+
+
+def split_at(pieces: Sequence[tuple[float, float, float]],
+             starts: Sequence[float]) -> list[tuple[float, float, float, int]]:
+    """[(start, end, strength, stage)]: the pieces of a course, cut where the stages of a style begin.
+
+    Args:
+        pieces: of ``Course.pieces``.
+        starts: of the stages, the first 0. A step on the border of two belongs to the one with more noise.
+    """
+    edges = [0.0, *(start + BORDER for start in starts[1:]), 1.0]
+    found = []
+    for begin, end, height in pieces:
+        for stage, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+            if max(begin, low) < min(end, high):
+                found.append((max(begin, low), min(end, high), height, stage))
+    return found
 
 
 ALWAYS = Course()

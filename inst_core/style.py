@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -22,19 +22,22 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import DOWN, UP
+from .stages import MOST, Stage, middle
 from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, read_vectors
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 256 * 2**20
 KEY, LOSSES = "inst.key", "inst.losses"
 # Kept when the user disables metadata: what the file fits, and a hash by which it is found instead of learned again.
-FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers", KEY, LOSSES)
+STAGES = "inst.stages"  # where the stages of a style begin
+FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers", STAGES, KEY, LOSSES)
 # Which cross-attention layers of the denoiser a style is meant for (see host/style_layers.py).
-ALL_LAYERS, LATE_LAYERS = "all", "late"
-LAYERS = ALL_LAYERS, LATE_LAYERS
+ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK = "all", "late", "style block"
+LAYERS = ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK
 THUMBNAIL_PIXELS = 256
 PARTIAL, DAY = ".partial", 24 * 3600  # suffix of a file that is being written; seconds
 _PREFIX = "inst."
+_STAGE = f"{_PREFIX}stage."
 _ADAPTER = f"{_PREFIX}adapter.diffusion_model."  # what follows "inst.adapter." is what LoRA files call the same tensors
 
 
@@ -49,9 +52,12 @@ class Style:
         encoder_weights: the encoder's state dict, official key names.
         extra: further tensors, such as ``image_embed``.
         metadata: string -> string, the file's header.
-        layers: "all", or "late" where only the late decoder blocks of a U-Net are to see it.
+        layers: "all"; "late" where only the late decoder blocks of a U-Net are to see it, "style block" where only
+            those that are known to set the family's style.
         adapter: low-rank updates of the denoiser's layers, {``layer.lora_up.weight``: (out, rank),
             ``layer.lora_down.weight``: (rank, in)}; empty where the style is pseudo-words alone.
+        stages: pseudo-words for parts of the noise schedule, from much noise to little, of which ``vectors`` is the
+            middle one (see ``stages``); empty where all noise levels have the same.
     """
 
     vectors: Mapping[str, Tensor]
@@ -62,6 +68,7 @@ class Style:
     metadata: Mapping[str, str] = field(default_factory=dict)
     layers: str = ALL_LAYERS
     adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
 
     @property
     def adapter_rank(self) -> int:
@@ -80,7 +87,9 @@ class Style:
     def describe(self) -> str:
         """One line for messages: ``4 tokens for clip_l (768), direct, SD15``."""
         widths = ", ".join(f"{k} ({v.shape[-1]})" for k, v in self.vectors.items())
-        return f"{self.tokens} token{'s' * (self.tokens != 1)} for {widths}, {self.encoder}, {self.family or 'unknown'}"
+        stages = f" in {len(self.stages)} stages" if self.stages else ""
+        return (f"{self.tokens} token{'s' * (self.tokens != 1)}{stages} for {widths}, {self.encoder}, "
+                f"{self.family or 'unknown'}")
 
 
 def check_vectors(vectors: Mapping[str, Tensor], source: str) -> None:
@@ -121,6 +130,22 @@ def check_adapter(adapter: Mapping[str, Tensor], source: str) -> None:
                          "again.")
 
 
+def check_stages(style: Style, source: str) -> None:
+    """Raises ValueError unless there are none, or a few in order, with vectors like the style's own."""
+    starts, stages = [stage.start for stage in style.stages], style.stages
+    if not stages:
+        return
+    ordered = starts[0] == 0 and all(a < b < 1 for a, b in zip(starts, starts[1:], strict=False))
+    if not 2 <= len(stages) <= MOST or not ordered:
+        raise ValueError(f"{source} has stages that begin at {', '.join(map(str, starts))}; expected 2 to {MOST}, in "
+                         "order from 0 up, all below 1. Copy the file again, or learn the style again.")
+    for stage in stages:
+        check_vectors(stage.vectors, source)
+        if {k: v.shape for k, v in stage.vectors.items()} != {k: v.shape for k, v in style.vectors.items()}:
+            raise ValueError(f"{source}: the stage from {stage.start} on has other vectors than the style itself; "
+                             "expected the same text encoders and number of tokens. Learn the style again.")
+
+
 def check_fits(style: Style, widths: Mapping[str, int],
                label: Callable[[Iterable[str]], str | None] = lambda encoders: None) -> None:
     """Raises ValueError unless the style has vectors for exactly the text encoders ``widths`` {key: width}.
@@ -154,9 +179,13 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
     tensors |= {f"{_PREFIX}encoder.{k}": v for k, v in style.encoder_weights.items()}
     tensors |= {_PREFIX + k: v for k, v in style.extra.items()}
     tensors |= {_ADAPTER + k: v for k, v in style.adapter.items()}
+    tensors |= {f"{_STAGE}{i}.{k}": v for i, stage in enumerate(style.stages) for k, v in stage.vectors.items()
+                if i != middle(len(style.stages))}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}
     metadata = {**style.metadata, "inst.version": FORMAT_VERSION, "inst.encoder": style.encoder,
                 "inst.family": style.family, "inst.layers": style.layers}
+    if style.stages:
+        metadata[STAGES] = " ".join(repr(stage.start) for stage in style.stages)
     if not with_metadata:
         metadata = {k: metadata[k] for k in FORMAT_METADATA if k in metadata}
     return safetensors.torch.save(tensors, metadata)
@@ -175,6 +204,7 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
     """
     check_vectors(style.vectors, "the style")
     check_adapter(style.adapter, "the style")
+    check_stages(style, "the style")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path.parent)
     temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
@@ -280,16 +310,35 @@ def load_style(path: Path) -> Style:
     weights = f"{_PREFIX}encoder."
     adapter = {k[len(_ADAPTER):]: v.float() for k, v in inner.items() if k.startswith(_ADAPTER)}
     check_adapter(adapter, path.name)
-    return Style(
+    style = Style(
         vectors={k: v.float() for k, v in vectors.items()},
         encoder=metadata.get("inst.encoder", "direct"),
         family=metadata.get("inst.family", ""),
         layers=metadata.get("inst.layers", ALL_LAYERS),
         encoder_weights={k[len(weights):]: v for k, v in inner.items() if k.startswith(weights)},
-        extra={k[len(_PREFIX):]: v for k, v in inner.items() if not k.startswith((weights, _ADAPTER))},
+        extra={k[len(_PREFIX):]: v for k, v in inner.items() if not k.startswith((weights, _ADAPTER, _STAGE))},
         metadata=metadata,
         adapter=adapter,
     )
+    style = replace(style, stages=_read_stages(style, inner, path.name))
+    check_stages(style, path.name)
+    return style
+
+
+def _read_stages(style: Style, tensors: Mapping[str, Tensor], source: str) -> tuple[Stage, ...]:
+    """The stages of a style file; the middle one is the style's own vectors."""
+    try:
+        starts = [float(start) for start in style.metadata.get(STAGES, "").split()]
+    except ValueError as error:
+        raise ValueError(f"{source} says that its stages begin at {style.metadata[STAGES]!r}; expected numbers from 0 "
+                         "to 1. Copy the file again, or learn the style again.") from error
+
+    def vectors(i: int) -> dict[str, Tensor]:
+        start = f"{_STAGE}{i}."
+        return {k.removeprefix(start): v.float() for k, v in tensors.items() if k.startswith(start)}
+
+    return tuple(Stage(start, style.vectors if i == middle(len(starts)) else vectors(i))
+                 for i, start in enumerate(starts))
 
 
 def style_metadata(family: str, source: str, settings, learned, prompt: str, pictures: Tensor) -> dict[str, str]:

@@ -7,6 +7,7 @@ from ..inst_core import host, library, preprocess, saving
 from ..inst_core.encoders import ENCODERS
 from ..inst_core.learning import STOPPED, Learned
 from ..inst_core.recipes import AUTO, GOOD, QUALITIES, RECIPES, START_WORDS, choose_recipe
+from ..inst_core.stages import MOST
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
 from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, seed_input
 
@@ -81,7 +82,8 @@ class InSTLearnStyle(io.ComfyNode):
                 io.Combo.Input("layers", options=list(LAYERS), default=ALL_LAYERS, optional=True, advanced=True,
                                tooltip="all: the whole model sees the style. late: only the last blocks of a U-Net do, "
                                        "which set colour and texture: learns about twice as fast and takes less of the "
-                                       "painting's content along. embedding:name always speaks to the whole model."),
+                                       "painting's content along. style block: only the block of SDXL that is known "
+                                       "to set the style. embedding:name always speaks to the whole model."),
                 io.Float.Input("strongest", default=1.0, min=0.05, max=1.0, step=0.05, optional=True, advanced=True,
                                tooltip="The highest strength at which you will use the style. Noise above it is not "
                                        "learned from; paper and released always learn from all."),
@@ -100,6 +102,18 @@ class InSTLearnStyle(io.ComfyNode):
                                      "late half) is learned with the pseudo-words and saved in the same file; Apply "
                                      "InST Style Adapter puts it on a model. For models on which pseudo-words alone "
                                      "do little; 8 is a good start. 0 = pseudo-words only."),
+                io.Mask.Input("style_mask", optional=True,
+                              tooltip="White is left out of what is learned: a frame, a signature, a figure. The mask "
+                                      "of Load Image leaves out what is transparent, or what you painted in the mask "
+                                      "editor. One for all paintings, or one for each."),
+                io.String.Input("content", default="", optional=True, advanced=True,
+                                tooltip="What the painting shows, such as 'sunflowers, vase': the style keeps out of "
+                                        "the direction of these words. embedding:name of something learned works too. "
+                                        "Empty: nothing is kept out."),
+                io.Int.Input("stages", default=1, min=1, max=MOST, optional=True, advanced=True,
+                             tooltip="Above 1, noise is divided into so many stages, and the style gets words of "
+                                     "its own for each, which Apply InST Style follows. Takes so many times as long. "
+                                     "embedding:name reads the middle stage."),
             ],
             outputs=[
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
@@ -121,7 +135,8 @@ class InSTLearnStyle(io.ComfyNode):
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
-                quality=GOOD, style=None, adapter_rank=0) -> io.NodeOutput:
+                quality=GOOD, style=None, adapter_rank=0, style_mask=None,
+                content="", stages=1) -> io.NodeOutput:
         if style is not None:
             said = "The connected style is used; nothing is learned."
             cls.say(said)
@@ -130,40 +145,46 @@ class InSTLearnStyle(io.ComfyNode):
         host.check_copyable(model, "model")
         host.check_copyable(clip.patcher, "clip")
         host.check_layers(model, layers)
-        name, prompt, pictures = saving.check_name(name), host.with_placeholder(prompt), preprocess.as_rgb(image)
+        name, prompt, content = saving.check_name(name), host.with_placeholder(prompt), content.strip()
+        pictures = preprocess.paintings(image, style_mask)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
         resolution = host.side_to_learn_at(model, resolution)
-        module = host.make_encoder(clip, recipe, continue_from, layers)
-        module = host.with_adapter(module, model, adapter_rank, recipe, layers, continue_from)
+        modules = host.make_encoders(clip, recipe, continue_from, layers, content, stages, adapter_rank)
+        module = host.with_adapter(modules[0], model, adapter_rank, recipe, layers, continue_from)
         vision = clip_vision if ENCODERS[recipe.encoder].needs_picture else None
 
+        texts = [prompt, start, *([content] if content else [])]
         key = library.learning_key(
-            pictures, models=host.identify(model, clip, vae, vision, texts=[prompt, start]),
+            pictures, models=host.identify(model, clip, vae, vision, texts=texts),
             recipe=[asdict(recipe), prompt, resolution, layers],
             continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
-            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}))
+            **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}),
+            **({"content": content} if content else {}),
+            **({"stages": [stages, continue_from and continue_from.stages]} if stages > 1 else {}))
         if not learn_again and (known := library.find(key, host.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
 
-        view = host.LearningView(model, recipe, cls.say)
+        view = host.LearningView(model, recipe, cls.say, stages)
         painting = host.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
 
         def save(learned: Learned) -> tuple[Style, str]:
             stopped = learned.ended == STOPPED
             metadata = style_metadata(host.family_of(model), host.source_of(model), recipe, learned, prompt,
-                                      pictures)
-            metadata |= {"inst.start": start, "inst.ended": learned.ended} | ({} if stopped else {library.KEY: key})
+                                      preprocess.as_rgb(image))
+            metadata |= {"inst.start": start, "inst.ended": learned.ended}
+            metadata |= ({} if stopped else {library.KEY: key}) | ({"inst.content": content} if content else {})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
             style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,
-                          layers, learned.adapter)
+                          layers, learned.adapter, learned.stages)
             saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
                                     host.metadata_enabled(), host.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")
             return style, said
 
-        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save)
+        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save,
+                             modules[1:])
         style, said = save(learned)
         return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
 

@@ -2,6 +2,7 @@
 from comfy_api.latest import io, ui
 
 from ..inst_core import host, official, preprocess, saving
+from ..inst_core.content import PARTS
 from ..inst_core.encoders import ENCODERS
 from ..inst_core.guessing import CONTEXT
 from ..inst_core.learning import final_vectors
@@ -42,18 +43,27 @@ class InSTStyleConditioning(io.ComfyNode):
                 io.Combo.Input("shape", options=list(SHAPES), default=SHAPES[0], optional=True, advanced=True,
                                tooltip="Between start and end the strength stays (constant), rises to its full height "
                                        "(ease in) or falls from it (ease out)."),
+                io.String.Input("content", default="", optional=True, advanced=True,
+                                tooltip="What the painting shows, such as 'sunflowers, vase': the part of the style "
+                                        "that lies in the direction of these words is taken out. embedding:name of "
+                                        "something learned works too. Empty: the style as it is."),
+                io.Combo.Input("part", options=list(PARTS), default=PARTS[0], optional=True, advanced=True,
+                               tooltip="style: the style, without what content names. content: only what content "
+                                       "names, in an otherwise empty prompt: for the negative input of a sampler."),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning",
                                             tooltip="Positive conditioning for any sampler.")],
         )
 
     @classmethod
-    def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0,
-                shape=SHAPES[0]) -> io.NodeOutput:
+    def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0, shape=SHAPES[0], content="",
+                part=PARTS[0]) -> io.NodeOutput:
         check_fits(style, host.text_widths(clip), host.label_of_encoders)
         words = style.metadata.get("inst.start", START_WORDS)
         course = Course(start_percent, end_percent, shape)
-        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course))
+        style, origin = host.part_of_style(clip, style, content, part)
+        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course,
+                                                     style.stages, style.family, origin))
 
 
 class InSTLoadStyle(io.ComfyNode):

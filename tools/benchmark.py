@@ -5,6 +5,7 @@
     .dev/venv/bin/python tools/benchmark.py quality    held-out loss against seconds and samples, released and ours
     .dev/venv/bin/python tools/benchmark.py ablation   every default of learning, changed one at a time
     .dev/venv/bin/python tools/benchmark.py adapter    held-out loss with and without an adapter beside the words
+    .dev/venv/bin/python tools/benchmark.py content    what a painting shows: how much of it is kept out of results
     .dev/venv/bin/python tools/benchmark.py memory     the highest memory while text encoder and denoiser take turns
     .dev/venv/bin/python tools/benchmark.py methods    the comparison methods against their official arithmetic
     .dev/venv/bin/python tools/benchmark.py structure  what holds a photograph's layout, and what it costs in style
@@ -19,6 +20,7 @@ import sys
 import bench_ablation
 import bench_adapter
 import bench_color
+import bench_content
 import bench_learn
 import bench_memory
 import bench_methods
@@ -27,8 +29,8 @@ import bench_schedules
 import bench_structure
 
 KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "adapter": bench_adapter,
-         "memory": bench_memory, "methods": bench_methods, "structure": bench_structure,
-         "color": bench_color, "schedules": bench_schedules}
+         "content": bench_content, "memory": bench_memory, "methods": bench_methods,
+         "structure": bench_structure, "color": bench_color, "schedules": bench_schedules}
 
 
 def main() -> int:

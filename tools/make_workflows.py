@@ -633,6 +633,31 @@ def compare_methods(g: Graph) -> None:
         g.add("table", "PreviewAny", "Table", source=("metrics", 0))
 
 
+def keep_content_out(g: Graph) -> None:
+    g.note("Keep content out", steps(
+        "Choose your painting. Right-click it, Open in Mask Editor, and paint over what is not style: a frame, a "
+        "signature, a figure.",
+        "Say in **content** of all three nodes what the painting shows.", "Press Run.",
+        more="What the mask covers is not learned from; what is transparent in the painting is left out as well. "
+             "**content** takes its words' part out of the style, and the second Apply InST Style, **part** content, "
+             "pushes it away as negative. Each helps alone: leave the others empty, or connect an empty prompt to "
+             "negative. On SDXL also try **layers** style block."))
+    shows = "street, houses, people, trees"
+    with g.group("Model and painting", MODELS):
+        checkpoint(g)
+        painting(g)
+    photograph_group(g)
+    with g.group("Learn", STYLE):
+        learned_style(g, style_mask=("painting", 1), content=shows)
+    with g.group("Style, and what it is not", STYLE):
+        apply_style(g, ("learn", 0), content=shows)
+        g.add("negative", "InST_StyleConditioning", "What the painting shows", clip=("checkpoint", 1),
+              style=("learn", 0), text="*", content=shows, part="content")
+    with g.group("Repaint", REPAINT):
+        repaint(g)
+    picture(g, "inst/content_out")
+
+
 def one_box(g: Graph) -> dict:
     """The whole of InST with a painting and a photograph as its only sockets that must be connected."""
     with g.group("Model and pictures", MODELS):
@@ -695,6 +720,7 @@ SHIPPED: dict[str, Callable[[Graph], None]] = {
     "23_styleshot": styleshot,
     "24_guess_a_style": guess_a_style,
     "25_colours_by_region": colours_by_region,
+    "26_keep_content_out": keep_content_out,
 }
 BLUEPRINT = "Style transfer (InST)"
 

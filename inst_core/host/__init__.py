@@ -34,7 +34,7 @@ from .files import (
     style_path,
 )
 from .identity import identify
-from .learning import learn, look_at, make_encoder, side_to_learn_at
+from .learning import learn, look_at, make_encoder, make_encoders, side_to_learn_at
 from .parts import check_invertible, check_learnable
 from .patches import check_copyable
 from .progress import (
@@ -65,6 +65,8 @@ from .styleshot import (
     styled_model,
 )
 from .text import (
+    content_bases,
+    part_of_style,
     style_conditioning,
     text_widths,
     with_placeholder,
@@ -99,6 +101,7 @@ __all__ = [
     "check_learnable",
     "check_structure",
     "check_styleshot",
+    "content_bases",
     "controlled",
     "cosine_sigmas",
     "denoiser_features",
@@ -117,6 +120,7 @@ __all__ = [
     "library_folders",
     "look_at",
     "make_encoder",
+    "make_encoders",
     "make_room",
     "metadata_enabled",
     "model_files",
@@ -124,6 +128,7 @@ __all__ = [
     "native_side",
     "noise_mask",
     "offer_samples",
+    "part_of_style",
     "picture_features",
     "register_folders",
     "released_sigmas",

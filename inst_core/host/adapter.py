@@ -6,8 +6,8 @@ from torch import nn
 from ..adapter import DOWN, UP, AdaptedEncoder, Adapter, late_half, uncompiled
 from ..encoders import StyleEncoder
 from ..recipes import Recipe
-from ..style import ALL_LAYERS, LATE_LAYERS, MAX_BYTES, Style
-from .families import family_of
+from ..style import ALL_LAYERS, MAX_BYTES, STYLE_BLOCK, Style
+from .families import family_of, style_blocks
 from .style_layers import first_late_block
 from .training import training_mode
 
@@ -56,10 +56,12 @@ def _late_layers(model, layers: str) -> dict[str, nn.Module]:
     """{name: linear layer} of the attention that an adapter of the MODEL changes."""
     network = uncompiled(model.model.diffusion_model)
     found = late_half(network)
-    if layers != LATE_LAYERS:
+    if layers == ALL_LAYERS:
         return found
-    late = tuple(f"output_blocks.{i}." for i in range(first_late_block(network), len(network.output_blocks)))
-    return {name: layer for name, layer in found.items() if name.startswith(late)}
+    blocks = (style_blocks(family_of(model)) if layers == STYLE_BLOCK
+              else range(first_late_block(network), len(network.output_blocks)))
+    starts = tuple(f"output_blocks.{i}." for i in blocks)
+    return {name: layer for name, layer in found.items() if name.startswith(starts)}
 
 
 def adapted(model, style: Style, strength: float):

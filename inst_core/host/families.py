@@ -22,6 +22,8 @@ class Family(NamedTuple):
         context: width of the conditioning that the denoiser takes.
         stock: what a stock prompt makes of a style file.
         side: pixels on a side of the square pictures it was trained on.
+        style_blocks: decoder blocks of its U-Net that are known to set the style, by the host's numbers; empty =
+            nobody knows of any.
     """
 
     label: str
@@ -31,12 +33,14 @@ class Family(NamedTuple):
     context: int
     stock: str = THE_SAME
     side: int = USUAL_SIDE
+    style_blocks: tuple[int, ...] = ()
 
 
 FAMILIES = (
     Family("SD 1.x", ("SD15",), ("clip_l",), "noise", 768, side=512),
     Family("SD 2.x", ("SD20",), ("clip_h",), "velocity or noise", 1024, side=768),
-    Family("SDXL", ("SDXL",), ("clip_l", "clip_g"), "noise or velocity", 2048),
+    # InstantStyle (Wang et al. 2024) finds style in what diffusers calls up_blocks.0.attentions.1.
+    Family("SDXL", ("SDXL",), ("clip_l", "clip_g"), "noise or velocity", 2048, style_blocks=(1,)),
     Family("SSD-1B", ("SSD1B",), ("clip_l", "clip_g"), "noise", 2048),
     Family("Segmind-Vega", ("Segmind_Vega",), ("clip_l", "clip_g"), "noise", 2048),
     Family("KOALA 700M", ("KOALA_700M",), ("clip_l", "clip_g"), "noise", 2048),
@@ -102,6 +106,20 @@ def family_of(model) -> str:
 def rows_of(config: str) -> tuple[Family, ...]:
     """The rows of the table that one class of the host serves."""
     return tuple(family for family in FAMILIES if config in family.configs)
+
+
+def style_blocks(config: str) -> tuple[int, ...]:
+    """Decoder blocks that set the style in models of one class of the host.
+
+    Raises:
+        ValueError: none are known.
+    """
+    for family in rows_of(config):
+        if family.style_blocks:
+            return family.style_blocks
+    known = ", ".join(family.label for family in FAMILIES if family.style_blocks)
+    raise ValueError(f"layers is 'style block', which is known for {known}; the model or style is of {config}. Use "
+                     "layers 'late' or 'all'.")
 
 
 def context_width(model) -> int | None:

@@ -74,10 +74,11 @@ class LearningView:
     Args:
         model: MODEL, for the previews.
         say: shows a line of text in the node.
+        stages: of the style.
     """
 
-    def __init__(self, model, recipe: Recipe, say: Callable[[str], object]):
-        self._bar, self._preview, self._say = Progress(recipe.steps), LatentPreview(model), say
+    def __init__(self, model, recipe: Recipe, say: Callable[[str], object], stages: int = 1):
+        self._bar, self._preview, self._say = Progress(stages * recipe.steps), LatentPreview(model), say
 
     def tell(self, text: str) -> None:
         """Says what goes on before the first step, and stops here if the user cancelled."""

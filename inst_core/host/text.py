@@ -7,16 +7,20 @@ newline.  Nothing is written to disk.
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
-from ..strength import ALWAYS, Course
-from ..style import ALL_LAYERS
-from .style_layers import late_only
+from ..content import PARTS, parts_of, span
+from ..recipes import START_WORDS
+from ..stages import Stage
+from ..strength import ALWAYS, Course, split_at
+from ..style import ALL_LAYERS, STYLE_BLOCK, Style
+from .families import style_blocks
+from .style_layers import restricted
 
 PLACEHOLDER = "*"
 MARK = "\ue257"  # stands for the style on its way through the tokenizer; a private character, no language uses it
@@ -201,31 +205,37 @@ def tokenize(clip, text: str, count: int) -> Prompt:
 
 
 def style_conditioning(clip, text: str, vectors: Mapping[str, Tensor], strength: float = 1.0, layers: str = ALL_LAYERS,
-                       words: str = "painting", course: Course = ALWAYS) -> list:
+                       words: str = "painting", course: Course = ALWAYS, stages: Sequence[Stage] = (),
+                       family: str = "", origin: Mapping[str, Tensor] | None = None) -> list:
     """CONDITIONING of ``text`` with the style in the place of ``*``.
 
     Args:
         strength: of the pseudo-words: 1 = as learned, where the host's reader is whole bit-equal to
             ``embedding:name``; 0 = ``words``, as many as there are pseudo-words; others lie on the line through both.
-        layers: "late" lets only the late blocks of a U-Net see the style (see ``style_layers``).
+        layers: "late" lets only the late blocks of a U-Net see the style, "style block" only those that are known to
+            set it (see ``style_layers``).
         words: that learning started from.
         course: of the strength over the sampling.
+        stages: of the style, where it has several; they take the place of ``vectors``.
+        family: that the style was learned on, for "style block".
+        origin: what strength 0 puts in the place of the style, {key: (1, width)}; None = ``words``.
 
     Raises:
-        ValueError: a course that ends before it starts.
+        ValueError: a course that ends before it starts; "style block" for a family without.
     """
-    text = with_placeholder(text)
-    pieces = course.pieces(strength)
+    text, stages = with_placeholder(text), stages or [Stage(0.0, vectors)]
+    pieces = split_at(course.pieces(strength), [stage.start for stage in stages])
+    blocks = style_blocks(family) if layers == STYLE_BLOCK else None
     prompt = tokenize(clip, text, len(next(iter(vectors.values()))))
-    start = word_vectors(clip, words) if any(height != 1 for *_, height in pieces) else {}
+    start = origin or (word_vectors(clip, words) if any(height != 1 for *_, height, _ in pieces) else {})
     conditioning = []
-    for begin, end, height in pieces:
+    for begin, end, height, stage in pieces:
         when = {"start_percent": begin, "end_percent": end} if len(pieces) > 1 else {}
-        styled = clip.encode_from_tokens_scheduled(prompt.with_vectors(_at_strength(vectors, start, height)),
-                                                   add_dict=when)
+        tokens = prompt.with_vectors(_at_strength(stages[stage].vectors, start, height))
+        styled = clip.encode_from_tokens_scheduled(tokens, add_dict=when)
         if layers != ALL_LAYERS:
             without = tokenize(clip, text, 0).with_vectors({})
-            styled = late_only(styled, clip.encode_from_tokens_scheduled(without, add_dict=when))
+            styled = restricted(styled, clip.encode_from_tokens_scheduled(without, add_dict=when), blocks)
         conditioning += styled
     return conditioning
 
@@ -254,6 +264,73 @@ def word_vectors(clip, words: str) -> dict[str, Tensor]:
         mean = torch.cat([table[i:i + 1].float() for i in ids]).mean(0) if ids else _vocabulary_mean(table)
         start[key] = (mean * (_mean_length(table) / mean.norm())).unsqueeze(0).cpu().clone()
     return start
+
+
+def part_of_style(clip, style: Style, content: str,
+                  part: str = PARTS[0]) -> tuple[Style, Mapping[str, Tensor] | None]:
+    """The style with only a part of its pseudo-words, in all stages, and the ``origin`` for ``style_conditioning``.
+
+    "style" is the style without what ``content`` names; it comes from the word that learning started from.  "content"
+    is what ``content`` names and nothing else; it comes from padding, so a style without any of it is an empty prompt.
+
+    Args:
+        content, part: see ``content_bases``, and one of ``content.PARTS``.
+
+    Raises:
+        ValueError: a text encoder finds no words in ``content``, or its part is wanted and there is none.
+    """
+    if not content.strip():
+        if part != PARTS[0]:
+            raise ValueError(f"part is {part!r} and content is empty; expected words for what the painting shows, such "
+                             "as 'sunflowers, vase, table'. Write them into content, or set part to 'style'.")
+        return style, None
+    start = word_vectors(clip, style.metadata.get("inst.start", START_WORDS))
+    bases, nothing = content_bases(clip, content, start), padding(clip)
+
+    def split(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        without, inside = parts_of(vectors, start, bases)
+        return without if part == PARTS[0] else {key: nothing[key] + vector for key, vector in inside.items()}
+
+    stages = tuple(stage._replace(vectors=split(stage.vectors)) for stage in style.stages)
+    return replace(style, vectors=split(style.vectors), stages=stages), start if part == PARTS[0] else nothing
+
+
+def padding(clip) -> dict[str, Tensor]:
+    """The vector of the token that fills up prompts, {text encoder key: (1, width) float32 CPU}."""
+    return {key: part.table[part.tokenizer.pad_token][None].float().cpu().clone()
+            for key, part in text_parts(clip).items()}
+
+
+def content_bases(clip, content: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where content words lie, {text encoder key: (r, width) orthonormal} (see ``content.span``).
+
+    A word points from the mean of the vocabulary to its vector; a learned word (``embedding:name``) from the word that
+    learning started from to its vectors.
+
+    Args:
+        content: words for what the painting shows, by commas or not; with ``embedding:name`` where the host reads it.
+        start: the word that the style's learning started from, {key: (1, width)}.
+
+    Raises:
+        ValueError: a text encoder finds no words in it.
+    """
+    bases = {}
+    for key, part in text_parts(clip).items():
+        tokenizer, table = part.tokenizer, part.table
+        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+        phrases = [phrase for phrase in re.split(r"[,;\n]", content) if phrase.strip()]
+        tokens = [t for phrase in phrases for window in tokenizer.tokenize_with_weights(phrase) for t, *_ in window]
+        ids = [t for t in tokens if not torch.is_tensor(t) and t not in special]
+        learned = [t.float().cpu() for t in tokens if torch.is_tensor(t)]
+        if not ids and not learned:
+            raise ValueError(f"content is {content!r}, in which the text encoder {key} finds no words; expected words "
+                             "for what the painting shows, such as 'sunflowers, vase, table'. Leave it empty for none.")
+        directions = [t - start[key][0].cpu() for t in learned]
+        if ids:
+            mean = _vocabulary_mean(table)
+            directions += [(table[i].float() - mean).cpu() for i in ids]
+        bases[key] = span(torch.stack(directions))
+    return bases
 
 
 def _vocabulary_mean(table: Tensor) -> Tensor:

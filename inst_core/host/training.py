@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import memory
-from ..style import ALL_LAYERS, LATE_LAYERS
+from ..style import ALL_LAYERS, STYLE_BLOCK
 from . import text as prompts
 from .denoiser import Conditioning, Denoiser
+from .families import family_of, style_blocks
 from .patches import carry_over, check_copyable
 from .style_layers import StyleLayersDenoiser, check_late
 
@@ -174,14 +175,16 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
     Args:
         prompt: with ``*``.
         tokens: number of pseudo-words.
-        layers: "all", or "late": only late decoder blocks see the style (see ``style_layers``).
+        layers: "all"; "late" or "style block": only late decoder blocks see the style, or those that are known to set
+            it (see ``style_layers``).
         together: whether text encoder and denoiser stay on the device together; None = where both fit.
 
     Raises:
-        ValueError: MODEL or CLIP from a loader that cannot re-make them; ``layers`` "late" on another model than a
-            plain U-Net.
+        ValueError: MODEL or CLIP from a loader that cannot re-make them; ``layers`` other than "all" on another model
+            than a plain U-Net, "style block" on a family without.
     """
     check_layers(model, layers)
+    blocks = style_blocks(family_of(model)) if layers == STYLE_BLOCK else None
     with training_mode(), _repeatable():
         patcher = _remade(model, "model")
         text = clip.clone()
@@ -192,11 +195,11 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
             comfy.model_management.in_training = True
             residents = Residents(patcher, text.patcher, together=together)
             use_text, use_denoiser = partial(residents.load, text.patcher), partial(residents.load, patcher)
-            neutral = _without_style(text, prompt, use_text) if layers == LATE_LAYERS else None
+            neutral = _without_style(text, prompt, use_text) if layers != ALL_LAYERS else None
             use_denoiser()
             patcher.pre_run()
             denoiser = (Denoiser(patcher, use_denoiser) if neutral is None
-                        else StyleLayersDenoiser(patcher, neutral, use_denoiser))
+                        else StyleLayersDenoiser(patcher, neutral, use_denoiser, blocks))
             yield TrainingSession(denoiser, TextEncoder(text, prompt, tokens, use_text), residents,
                                   patcher.load_device)
         finally:
@@ -209,8 +212,10 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
 
 def check_layers(model, layers: str) -> None:
     """Raises ValueError, in one sentence, unless a style can be learned for these layers of a MODEL."""
-    if layers == LATE_LAYERS:
-        check_late(model)
+    if layers != ALL_LAYERS:
+        check_late(model, layers)
+    if layers == STYLE_BLOCK:
+        style_blocks(family_of(model))
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import folder_paths
 import pytest
 import torch
 from inst_pack.inst_core import host, saving
+from inst_pack.inst_core.stages import Stage
+from inst_pack.inst_core.strength import BORDER
 from inst_pack.inst_core.style import Style
 from inst_pack.nodes.style import NO_STYLES, InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 
@@ -131,6 +133,96 @@ def test_the_word_that_a_style_started_from_is_remembered(small):
     learned = Style(style().vectors, family="SD15", metadata={"inst.start": "oil painting"})
     start = {k: v.expand(3, -1) for k, v in host.word_vectors(small[1], "oil painting").items()}
     assert same(apply(small[1], "*", 0.0, learned), apply(small[1], "*", value=Style(start, family="SD15")))
+
+
+def with_direction(clip, word: str) -> Style:
+    """A style of the starting word, a direction of its own, and that of a word of the vocabulary."""
+    table = host.text.text_parts(clip)["clip_l"].table.float()
+    token = clip.tokenizer.clip_l.tokenizer(word)["input_ids"][1]
+    towards = table[token] - table.mean(0)
+    return Style({"clip_l": style(2).vectors["clip_l"] + 3 * towards}, family="SD15")
+
+
+def test_content_words_take_their_direction_out_of_a_style(small):
+    clip = small[1]
+    learned, table = with_direction(clip, "sunflower"), host.text.text_parts(clip)["clip_l"].table.float()
+    start = host.word_vectors(clip, "painting")["clip_l"]
+
+    def apply_part(**more):
+        return InSTStyleConditioning.execute(clip, learned, "a house, *", 1.0, **more).result[0]
+
+    (without, _), (alone, nothing) = (host.part_of_style(clip, learned, "sunflower", part)
+                                      for part in ("style", "content"))
+    token = clip.tokenizer.clip_l.tokenizer("sunflower")["input_ids"][1]
+    word = torch.nn.functional.normalize(table[token] - table.mean(0), dim=0)
+    share = (learned.vectors["clip_l"] - start) @ word
+    assert ((without.vectors["clip_l"] - start) @ word).abs().max() < 1e-4 < 0.1 < share.min()
+    torch.testing.assert_close(alone.vectors["clip_l"] - nothing["clip_l"], share[:, None] * word, atol=1e-5, rtol=1e-4)
+    for part, split in (("style", without), ("content", alone)):
+        assert same(apply_part(content="sunflower", part=part), apply(clip, "a house, *", value=split))
+    assert same(apply_part(content=" "), apply_part()) and same(apply_part(part="style"), apply_part())
+    assert not same(apply_part(content="sunflower"), apply_part())
+
+
+def test_the_content_part_comes_from_an_empty_prompt(small):
+    """Where a style has nothing of the content, and at strength 0. (The pooled output, which SD 1.x ignores, is that of
+    the place behind the padding.)"""
+    clip = small[1]
+    empty = stock(clip, "")
+
+    def close(found) -> bool:
+        return torch.allclose(found[0][0], empty[0][0], atol=1e-5)
+
+    def negative(value, strength):
+        return InSTStyleConditioning.execute(clip, value, "*", strength, content="sunflower", part="content").result[0]
+
+    clean = Style(host.word_vectors(clip, "painting"), family="SD15")
+    assert close(negative(clean, 1.0)) and close(negative(with_direction(clip, "sunflower"), 0.0))
+    assert not close(negative(with_direction(clip, "sunflower"), 1.0))
+
+
+def test_a_learned_word_is_content_too(small):
+    """The direction from the starting word to it is taken out whole."""
+    clip, name = small[1], saved(2).removesuffix(".safetensors")
+    start = host.word_vectors(clip, "painting")["clip_l"]
+    towards = style(2).vectors["clip_l"] - start
+    own = torch.randn(2, 768, generator=torch.Generator().manual_seed(5)) * 0.02
+    both = Style({"clip_l": start + own + 2 * towards}, family="SD15")
+    found = host.part_of_style(clip, both, f"embedding:{name}")[0].vectors["clip_l"]
+    basis = torch.linalg.qr(towards.T).Q
+    torch.testing.assert_close(found, start + own - own @ basis @ basis.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more, says", [({"part": "content"}, "content is empty"), ({"content": ",;"}, "no words")])
+def test_content_without_words_is_refused(small, more, says):
+    with pytest.raises(ValueError, match=says):
+        InSTStyleConditioning.execute(small[1], style(), "*", 1.0, **more)
+
+
+def test_stages_are_applied_in_their_ranges(small):
+    """Each is conditioned as the style of one stage is; embedding:name reads the middle one."""
+    clip = small[1]
+    vectors = [torch.randn(2, 768, generator=torch.Generator().manual_seed(i)) * 0.02 for i in range(3)]
+    stages = tuple(Stage(start, {"clip_l": v}) for start, v in zip((0.0, 0.4, 0.7), vectors, strict=True))
+    whole = Style(stages[1].vectors, family="SD15", stages=stages)
+    alone = [Style(stage.vectors, family="SD15") for stage in stages]
+
+    def apply_all(value, **more):
+        return InSTStyleConditioning.execute(clip, value, "a house, *", 0.8, **more).result[0]
+
+    for more in ({}, {"content": "sunflower"}, {"content": "sunflower", "part": "content"}):
+        found = apply_all(whole, **more)
+        assert same(found, [apply_all(one, **more)[0] for one in alone])
+        ranges = [(extra["start_percent"], extra["end_percent"]) for _, extra in found]
+        assert ranges == [(0.0, 0.4 + BORDER), (0.4 + BORDER, 0.7 + BORDER), (0.7 + BORDER, 1.0)]
+    late = apply_all(whole, start_percent=0.5)
+    assert [extra["start_percent"] for _, extra in late] == [0.0, 0.4 + BORDER, 0.5 - BORDER, 0.7 + BORDER]
+    assert torch.equal(late[3][0], apply_all(alone[2])[0][0])
+    saving.save_new(whole, "stages", host.style_folders(), True)
+    middle = apply(clip, "*", value=alone[1])
+    assert same(stock(clip, "embedding:stages_00001"), middle)
+    loaded = InSTLoadStyle.execute("stages_00001.safetensors").result[0]
+    assert same(apply(clip, "*", value=loaded), apply(clip, "*", value=whole))
 
 
 @pytest.mark.parametrize("text", ["a house, (*:1.2)", "((*))", "a house, * and (*:0.5)"])

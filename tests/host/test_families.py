@@ -16,6 +16,7 @@ from comfy_extras.nodes_custom_sampler import SDTurboScheduler
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
 from inst_pack.inst_core import host
 from inst_pack.inst_core.bank import held_out_bank
+from inst_pack.inst_core.content import PARTS
 from inst_pack.inst_core.encoders import DirectEncoder, PictureFeatures, build_encoder
 from inst_pack.inst_core.host.families import FAMILIES, THE_SAME, context_width, rows_of
 from inst_pack.inst_core.host.parts import check_parts
@@ -183,6 +184,11 @@ def test_learn_apply_invert_sample(family, tmp_path):
     assert same(strengths[2], styled) and same(strengths[0], host.style_conditioning(clip, "a house, *", start))
     assert not any(torch.equal(a[0][0], b[0][0]) for a, b in zip(strengths, strengths[1:], strict=False))
     assert len({s[0][0].shape for s in strengths}) == 1
+
+    (outside, _), (inside, nothing) = (host.part_of_style(clip, style, "a house, trees", part) for part in PARTS)
+    for key, vectors in learned.vectors.items():
+        torch.testing.assert_close(outside.vectors[key] + inside.vectors[key], vectors + nothing[key])
+        assert 0 < (inside.vectors[key] - nothing[key]).norm() < 0.9 * (vectors - words[key]).norm()
 
     latent, plain = latent_of(model), strengths[0]
     seen = host.invert(model, styled, latent, STRENGTH, 0).noise

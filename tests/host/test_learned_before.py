@@ -91,14 +91,22 @@ def test_a_style_goes_on_from_another_once(small, pictures, learned):
 
 
 def test_every_setting_that_matters_tells_styles_apart(small, pictures, key_of, clip_vision):
+    corner = torch.zeros(1, 96, 128)
+    corner[:, :20, :20] = 1
     changes = [{}, {"prompt": "a hill, *"}, {"seed": 1}, {"steps": 2}, {"learning_rate": 0.01}, {"tokens": 1},
                {"layers": "late"}, {"strongest": 0.5}, {"start": "oil"}, {"resolution": 128}, {"batch_size": 2},
                {"encoder": "attention", "clip_vision": clip_vision}, {"max_seconds": 50.0},
-               {"adapter_rank": 2}, {"adapter_rank": 3}]
+               {"adapter_rank": 2}, {"adapter_rank": 3}, {"style_mask": corner}, {"style_mask": corner.flip(2)},
+               {"content": "sunflowers"}, {"content": "a vase"},
+               {"stages": 2}, {"stages": 3}]
     keys = [key_of(small, pictures[:1], **change) for change in changes]
     assert len(set(keys)) == len(keys)
     assert key_of(small, pictures[:1], name="sea", clip_vision=clip_vision) == keys[0]
     assert key_of(small, pictures[1:]) != keys[0]
+    # Load Image's mask of a picture without transparency; and what a mask leaves out does not matter.
+    assert key_of(small, pictures[:1], style_mask=torch.zeros(1, 64, 64), content=" ") == keys[0]
+    stained = torch.where(corner.bool().unsqueeze(-1), 0.0, pictures[:1])
+    assert key_of(small, stained, style_mask=corner) == keys[15]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from inst_pack.inst_core import host
+from inst_pack.inst_core import host, preprocess
 from inst_pack.inst_core.encoders import Attentions
+from inst_pack.inst_core.recipes import choose_recipe
 from inst_pack.inst_core.style import Style, load_style
 from inst_pack.nodes.learn import InSTLearnStyle
 from inst_pack.nodes.style import NO_EMBEDDINGS, InSTImportEmbeddings, InSTStyleConditioning
@@ -68,6 +69,68 @@ def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
     with pytest.raises(ValueError, match="resolution is 32"):
         learned("direct", resolution=32)
     assert "Expected a file name" in InSTLearnStyle.validate_inputs("a:b")
+
+
+def test_a_style_is_learned_outside_of_what_content_names(small, pictures):
+    """Its words and those that it is learned on from; the file says what was kept out."""
+    style = learn(small, pictures[:1], learning_rate=0.02, content="sunflower, vase").result[0]
+    words = host.word_vectors(small[1], "painting")["clip_l"]
+    basis = host.content_bases(small[1], "sunflower, vase", {"clip_l": words})["clip_l"]
+
+    def inside(vectors) -> float:
+        return ((vectors - words) @ basis.T).norm() / (vectors - words).norm()
+
+    assert inside(style.vectors["clip_l"]) < 1e-5 < 1e-3 < inside(style.encoder_weights["vectors.clip_l"])
+    assert style.metadata["inst.content"] == "sunflower, vase" and len(basis) >= 2
+    recipe = choose_recipe("direct", 2)
+    assert torch.equal(host.make_encoder(small[1], recipe, style)(None)["clip_l"], style.vectors["clip_l"])
+
+
+def test_stages_are_learned_kept_and_learned_on(small, pictures):
+    result = learn(small, pictures[:1], stages=2, learning_rate=0.02, name="wave")
+    style, text = result.result[0], result.ui.as_dict()["text"][0]
+    saved = load_style(host.style_folders()[0] / "wave_00001.safetensors")
+    assert len(style.stages) == len(saved.stages) == 2 and "2 stages, the middle one" in text
+    assert not torch.equal(*(stage.vectors["clip_l"] for stage in saved.stages))
+    assert torch.equal(saved.vectors["clip_l"], saved.stages[1].vectors["clip_l"])
+    recipe = choose_recipe("direct", 2)
+    again = host.make_encoders(small[1], recipe, saved, "all", "", 2)
+    assert all(torch.equal(one(None)["clip_l"], stage.vectors["clip_l"])
+               for one, stage in zip(again, saved.stages, strict=True))
+    plain = Style(saved.vectors, family="SD15")
+    assert len(host.make_encoders(small[1], recipe, plain, "all", "", 3)) == 3
+    with pytest.raises(ValueError, match="a style of 2 stages by encoder direct; stages is 1"):
+        learn(small, pictures[:1], continue_from=saved)
+    with pytest.raises(ValueError, match="stages is 3 and adapter_rank is 8"):
+        learn(small, pictures[:1], stages=3, adapter_rank=8)
+
+
+@pytest.mark.parametrize("name", ["direct", "paper"])
+def test_what_a_mask_leaves_out_is_not_seen(small, pictures, clip_vision, name):
+    """Whatever is under it: neither by the VAE nor by CLIP."""
+    model, _, vae = small
+    mask = torch.zeros(1, *pictures.shape[1:3])
+    mask[:, 40:70, 40:80] = 1
+    stained = torch.where(mask.bool().unsqueeze(-1), torch.tensor([0.0, 1.0, 0.0]), pictures[:1])
+
+    def look(image, style_mask):
+        seen = host.look_at(preprocess.paintings(image, style_mask), choose_recipe(name), model, vae, clip_vision, 64)
+        features = seen.features and (seen.features.image_embed, seen.features.patches)
+        return [t for t in (seen.views, seen.whole, *(features or ()), seen.view_weights, seen.whole_weights)
+                if t is not None]
+
+    masked, again, plain = look(pictures[:1], mask), look(stained, mask), look(pictures[:1], None)
+    assert all(map(torch.equal, masked, again)) and len(masked) == len(plain) + 2
+    assert not any(map(torch.equal, masked, plain))
+    views, whole = masked[-2:]
+    assert 0 < whole.mean() < 1 and 0 < views.mean() <= 1 and len(views) == len(masked[0])
+
+
+def test_a_mask_finer_than_the_model_sees_is_refused_before_learning(small, pictures):
+    lines = torch.zeros(1, *pictures.shape[1:3])
+    lines.view(6, 16, 128)[:, :8] = 1
+    with pytest.raises(ValueError, match="style_mask leaves no place of the painting whole"):
+        learn(small, pictures[:1], style_mask=lines)
 
 
 def test_a_model_says_what_size_it_was_made_for(open_checkpoint):

@@ -13,7 +13,8 @@ from inst_pack.inst_core import host
 from inst_pack.inst_core.bank import held_out_bank, prepare
 from inst_pack.inst_core.encoders import DirectEncoder
 from inst_pack.inst_core.host.denoiser import Conditioning, Denoiser
-from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block, late_only
+from inst_pack.inst_core.host.families import style_blocks
+from inst_pack.inst_core.host.style_layers import StyleLayersDenoiser, first_late_block, restricted
 from inst_pack.inst_core.inversion import fresh_noise, noise_between
 from inst_pack.inst_core.learning import Painting, learn_style
 from inst_pack.inst_core.memory import kept_for_backward
@@ -85,14 +86,14 @@ def prepared(denoiser, samples, at_once: int):
 class RestrictedDenoiser(Denoiser):
     """The whole U-Net, forward and backward, restricted by the hook that sampling uses."""
 
-    def __init__(self, patcher, neutral: Conditioning):
+    def __init__(self, patcher, neutral: Conditioning, blocks=None):
         super().__init__(patcher)
-        self._neutral = neutral
+        self._neutral, self._blocks = neutral, blocks
 
     def denoised(self, x, sigma, conditioning, prepared=()):
         styled = [[conditioning.context, {"pooled_output": conditioning.pooled}]]
         plain = [[self._neutral.context, {"pooled_output": self._neutral.pooled}]]
-        (context, extra), = late_only(styled, plain)
+        (context, extra), = restricted(styled, plain, self._blocks)
         patches = extra["hooks"].hooks[0].transformers_dict["patches"]
         return self._run(x, sigma, Conditioning(context, extra["pooled_output"]), patches)
 
@@ -116,6 +117,20 @@ def test_prepared_and_whole_gradients_agree_to_rounding(model, size, at_once):
     for other_loss, found in others:
         torch.testing.assert_close(other_loss, loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("blocks", [(1,), (1, 4)])
+def test_single_blocks_see_the_style_alone(blocks):
+    """Learned with everything before the first of them computed once, and by the hook that sampling uses."""
+    model, style, neutral, samples = patcher(SDXL), prompt(1), prompt(2), bank(2)
+    wanted_loss, wanted = gradient(RestrictedDenoiser(model, neutral, blocks), style, samples)
+    few = StyleLayersDenoiser(model, neutral, blocks=blocks)
+    for part in (samples, prepared(few, samples, 2)):
+        loss, found = gradient(few, style, part)
+        torch.testing.assert_close(loss, wanted_loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    late = gradient(StyleLayersDenoiser(patcher(SDXL), neutral), style, samples)[0]
+    assert (late - wanted_loss).abs().max() > 1e-4
 
 
 class Session:
@@ -238,6 +253,15 @@ def test_late_layers_are_refused_where_they_would_be_wrong(small):
     other.model.diffusion_model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match="layers is 'late', which only U-Nets have.*a Linear.*Use layers 'all'"):
         StyleLayersDenoiser(other, prompt(2))
+
+
+def test_the_style_block_is_known_for_sdxl_alone(small):
+    assert style_blocks("SDXL") == (1,)
+    for call in (lambda: host.check_layers(small[0], "style block"),
+                 lambda: host.style_conditioning(small[1], "*", late_style().vectors, layers="style block",
+                                                 family="SD15")):
+        with pytest.raises(ValueError, match="layers is 'style block', which is known for SDXL; .* of SD15. Use"):
+            call()
 
 
 # ---- in the graph ----

@@ -134,6 +134,30 @@ def learn(recipe: Recipe = FAST, module=None, session=None, report=lambda *_: No
 
 # ---- what is learned ----
 
+@pytest.mark.parametrize("bank", [64, 0])
+def test_what_does_not_count_is_neither_learned_nor_judged_by(bank):
+    """A painting with something foreign in a quarter of it is learned like the painting without."""
+    whole = painting()
+    stained = Painting(whole.views.clone(), whole.whole.clone(), None, torch.ones(6, 1, 8, 8), torch.ones(1, 1, 8, 8))
+    for latent, weights in ((stained.views, stained.view_weights), (stained.whole, stained.whole_weights)):
+        latent[..., :4, :4], weights[..., :4, :4] = 7.0, 0.0
+    recipe = replace(FAST, steps=150, rate=5e-2, batch=8, bank=bank, patience=None)
+    found = learn_style(Session(), encoder(), stained, recipe)
+    clean = learn_style(Session(), encoder(), whole, recipe)
+    spoiled = learn_style(Session(), encoder(), Painting(stained.views, stained.whole), recipe)
+    says = {n: r.vectors["clip_l"].mean(0)[:4] / SCALE for n, r in
+            (("found", found), ("clean", clean), ("spoiled", spoiled))}
+    assert (says["found"] - says["clean"]).abs().max() < 0.1 < 1 < (says["spoiled"] - says["clean"]).abs().min()
+    assert found.kept == pytest.approx(clean.kept, rel=0.2) and found.kept < spoiled.kept / 5
+
+
+def test_weights_of_one_change_no_bit():
+    whole = painting()
+    ones = replace(whole, view_weights=torch.ones(6, 1, 8, 8), whole_weights=torch.ones(1, 1, 8, 8))
+    plain, weighted = (learn_style(Session(), encoder(), p, FAST) for p in (whole, ones))
+    assert torch.equal(plain.vectors["clip_l"], weighted.vectors["clip_l"]) and plain.losses == weighted.losses
+
+
 @pytest.mark.parametrize("strongest", [1.0, 0.4])
 @pytest.mark.parametrize("sampling", [Eps, V, Flow])
 def test_the_style_minimises_the_models_own_training_loss(sampling, strongest):

@@ -1,7 +1,15 @@
 """Pictures of every kind on their way in."""
 import pytest
 import torch
-from inst_pack.inst_core.preprocess import as_rgb, clip_square, fit_area, random_crops, released_square
+from inst_pack.inst_core.preprocess import (
+    as_rgb,
+    clip_square,
+    fit_area,
+    latent_weights,
+    paintings,
+    random_crops,
+    released_square,
+)
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (100, 300), (2000, 700), (64, 1000), (7, 9)])
@@ -65,3 +73,94 @@ def test_crops_show_parts_of_every_picture_at_several_scales():
     slopes = {bool(c[0, -1, 0] > c[0, 0, 0]) for c in crops[::2]}
     assert slopes == {True, False}
     assert torch.equal(crops, random_crops(pictures, 64, 40, torch.Generator().manual_seed(0)))
+
+
+# ---- what of a painting is learned from ----
+
+PAPER_GREY, INK = 0.5, torch.tensor([0.0, 1.0, 0.0])
+
+
+def framed(height: int = 60, width: int = 90, frame: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """A red ramp on grey in a green frame with a green figure, and a mask of both."""
+    image = torch.full((1, height, width, 3), PAPER_GREY)
+    image[..., 0] = torch.linspace(0.2, 0.8, width)
+    mask = torch.ones(1, height, width)
+    mask[:, frame:-frame, frame:-frame] = 0
+    mask[:, 20:40, 30:50] = 1
+    image[mask.bool()] = INK
+    return image, mask
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(1, 64, 64), torch.zeros(64, 64)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_where_nothing_is_left_out_the_painting_is_what_it_was(mask, channels):
+    image = torch.rand(2, 10, 20, channels)
+    image[..., 3:] = 1
+    assert torch.equal(paintings(image, mask), as_rgb(image))
+
+
+def test_a_frame_is_cut_off_and_a_figure_is_painted_over_with_what_lies_around_it():
+    image, mask = framed()
+    seen = paintings(image, mask)
+    assert seen.shape == (1, 44, 74, 4)
+    assert torch.equal(seen[..., 3], 1 - mask[:, 8:-8, 8:-8])
+    counts = seen[..., 3] == 1
+    assert torch.equal(seen[..., :3][counts], image[:, 8:-8, 8:-8][counts])
+    assert (seen[..., 1] - PAPER_GREY).abs().max() < 1e-3  # no green anywhere
+    assert (seen[0, 22, 20:45, 0] - image[0, 10, 28:53, 0]).abs().max() < 0.1
+
+
+def test_alpha_leaves_out_as_the_mask_does_whatever_its_colour():
+    image, mask = framed()
+    clear = torch.cat([image, 1 - mask.unsqueeze(-1)], -1)
+    assert torch.equal(paintings(clear), paintings(image, mask))
+    assert torch.equal(paintings(torch.cat([image, torch.ones_like(mask).unsqueeze(-1)], -1), mask),
+                       paintings(image, mask))
+
+
+def test_a_mask_of_another_size_is_scaled():
+    image, mask = framed(120, 180, 16)
+    small = torch.nn.functional.avg_pool2d(mask, 2)
+    large, exact = paintings(image, small), paintings(image, mask)
+    assert abs(large[..., 3].mean() - exact[..., 3].mean()) < 0.06
+
+
+def test_every_painting_of_a_batch_may_have_its_own_mask():
+    image, mask = framed()
+    both, masks = torch.cat([image, image]), torch.cat([mask, mask * 0])
+    seen = paintings(both, masks)
+    assert seen.shape == (2, 60, 90, 4) and bool((seen[1, ..., 3] == 1).all())
+    assert torch.equal(seen[1, ..., :3], image[0]) and not torch.equal(seen[0, ..., :3], image[0])
+    assert torch.equal(paintings(both, mask), paintings(both, torch.cat([mask, mask])))
+
+
+@pytest.mark.parametrize("mask, says", [
+    (torch.ones(1, 64, 64), "leave 0.0 % of painting 1"),
+    (torch.stack([torch.zeros(60, 90), torch.ones(60, 90)]), "of painting 2"),
+    (torch.zeros(3, 60, 90), r"shape \(3, 60, 90\).*each of the 2"),
+    (torch.eye(64), "64 x 64 pixels and image 90 x 60"),
+    (torch.full((60, 90), float("nan")), "NaN"),
+    (torch.zeros(5), "shape"),
+])
+def test_masks_that_cannot_be_meant_are_refused(mask, says):
+    image, _ = framed()
+    with pytest.raises(ValueError, match=f"style_mask.*{says}"):
+        paintings(torch.cat([image, image]), mask)
+
+
+def test_crops_lie_where_the_painting_counts():
+    seen = paintings(*framed(200, 400, 20))
+    seen[..., 3] = 1
+    seen[:, :, :100, 3] = 0
+    crops = random_crops(seen, 32, 40, torch.Generator().manual_seed(0))
+    assert crops.shape == (40, 32, 32, 4) and crops[..., 3].mean((1, 2)).min() > 0.99
+    everywhere = random_crops(seen[..., :3], 32, 40, torch.Generator().manual_seed(0))
+    assert not torch.equal(everywhere, crops[..., :3])
+
+
+def test_a_place_of_a_latent_counts_as_its_least_pixel():
+    kept = torch.ones(1, 32, 48, 1)
+    kept[0, 9, 17] = 0
+    weights = latent_weights(kept, torch.zeros(1, 4, 4, 6))
+    assert weights.shape == (1, 1, 4, 6) and weights.sum() == 23 and weights[0, 0, 1, 2] == 0
+    assert latent_weights(kept, torch.zeros(1, 16, 1, 4, 6)).shape == (1, 1, 1, 4, 6)

@@ -214,15 +214,16 @@ class Studio:
         return InSTStyleConditioning.execute(self.clip, style, "*", 1.0).result[0]
 
     @torch.inference_mode()
-    def paint(self, variant: Variant, content: Picture, painting: Picture, styled) -> Tensor:
-        """(1, 3, SIDE, SIDE) in [0, 1]: the photograph under the conditioning ``styled``."""
+    def paint(self, variant: Variant, content: Picture, painting: Picture, styled, negative=None) -> Tensor:
+        """(1, 3, SIDE, SIDE) in [0, 1]: the photograph under the conditioning ``styled``; ``negative`` is that of an
+        empty prompt unless it is given."""
         from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
         from inst_pack.nodes.color import InSTMatchColor
         from inst_pack.nodes.inversion import InSTSample
 
         from nodes import CLIPTextEncode
 
-        negative = CLIPTextEncode().encode(self.clip, "")[0]
+        negative = negative or CLIPTextEncode().encode(self.clip, "")[0]
         latent, other = ({"samples": self.vae.encode(p.pixels.permute(0, 2, 3, 1))} for p in (content, painting))
         latent = InSTMatchColor.execute(latent, other, variant.color, variant.color_amount).result[0]
         noise = None if variant.invert else Noise_RandomNoise(variant.seed)

@@ -1,0 +1,175 @@
+"""What a painting shows, and how much of it comes along: style_mask, content words and the negative branch.
+
+Every painting gets a frame and a figure that are made of another painting, the thing.  A style learned from it should
+be as if the thing were not there.  So results are compared with those of the style of the clean painting: how much
+closer to the thing they are (Gram distance, 0 to 1) is what leaked.  The content word is ``embedding:NAME`` of the
+thing, learned from it alone: words mean nothing to the demo model.  Colours are matched to the clean painting, so that
+the style alone makes the difference.  Every style and every result is kept: an interrupted run goes on.
+"""
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import in_process
+import torch
+from torch import Tensor
+
+CLEAN, STAINED, MASKED = "clean painting", "with the thing", "style_mask"
+CONTENT, NEGATIVE, BOTH = "content word", "content word as negative", "content word, and as negative"
+FRAME, FIGURE = 0.1, 0.4  # shares of the side
+
+
+def mask_of_thing(side: int) -> Tensor:
+    """(1, side, side), 1 where the thing is: a frame, and a figure of an ellipse in the middle."""
+    mask, frame = torch.ones(1, side, side), round(side * FRAME)
+    mask[:, frame:-frame, frame:-frame] = 0
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
+    mask[0, (x / 0.7).square() + y.square() < FIGURE**2] = 1
+    return mask
+
+
+@dataclass(frozen=True)
+class Case:
+    """A painting, the thing in it, and both together."""
+
+    clean: object
+    thing: object
+    stained: object
+
+
+def case_of(paintings: Sequence, index: int) -> Case:
+    from demo_model.quality import Picture
+
+    clean, thing = paintings[index], paintings[(index + 1) % len(paintings)]
+    mask = mask_of_thing(clean.pixels.shape[-1]).unsqueeze(1)
+    pixels = torch.where(mask.bool(), thing.pixels, clean.pixels)
+    return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels))
+
+
+class Bench:
+    """The demo checkpoint, the pack's nodes, and what is kept of them in ``work``."""
+
+    def __init__(self, options: argparse.Namespace):
+        import evaluate
+        from demo_model.quality import BASE, Studio
+
+        from inst_core import metrics
+
+        self.base, self.studio = BASE, Studio(options, options.work / "styles")
+        networks = metrics.load_networks(evaluate.read_weights(options.models / "lpips-alex.safetensors"))
+        self.judge, self.folder = metrics.Judge(networks, options.side), options.work / "results"
+
+    def learned(self, painting, **more) -> Path:
+        """The file of a painting's style, learned through the node with the demo's settings and further inputs."""
+        from inst_pack.inst_core.style import save_style
+        from inst_pack.nodes.learn import InSTLearnStyle
+
+        base, studio = self.base, self.studio
+        path = studio.folder / f"{'-'.join(more) or 'plain'}-{painting.digest[:16]}.safetensors"
+        if not path.exists():
+            start = time.perf_counter()
+            with torch.inference_mode():
+                save_style(InSTLearnStyle.execute(
+                    studio.model, studio.clip, studio.vae, painting.pixels.permute(0, 2, 3, 1), base.encoder,
+                    base.tokens, base.learning_steps, base.learning_rate, base.batch, base.seed,
+                    resolution=painting.pixels.shape[-1], strongest=base.strongest, **more).result[0], path)
+            print(f"learned {painting.name} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        return path
+
+    def result(self, row: str, content, case: Case, paint: Callable[[], Tensor]) -> dict[str, float]:
+        """{measure: number} of one picture, painted where it is not kept."""
+        import evaluate
+        from demo_model.quality import digest
+
+        name = f"{content.name}__{case.stained.name}-{digest(content.digest, case.stained.digest)}.png"
+        path = self.folder / row.replace(" ", "-") / name
+        if not path.exists():
+            with torch.no_grad():
+                evaluate.write_whole(path, evaluate.as_png(paint()))
+        picture = evaluate.open_picture(path)
+        own, other, stained = (self.judge.pair(content.pixels, p.pixels).measure(picture)
+                               for p in (case.clean, case.thing, case.stained))
+        return {"gram": own["gram"], "thing": other["gram"], "lpips": own["lpips"], "leakage": stained["leakage"]}
+
+
+def row_makers(bench: Bench, case: Case) -> dict[str, Callable]:
+    """{row: content -> picture} of one painting."""
+    clean, stained = bench.learned(case.clean), bench.learned(case.stained)
+    masked = bench.learned(case.stained, style_mask=mask_of_thing(case.clean.pixels.shape[-1]))
+    thing = {"content": f"embedding:{bench.learned(case.thing).stem}"}
+
+    def applied(file: Path, positive: dict | None = None, negative: dict | None = None) -> Callable:
+        """``positive``, ``negative``: inputs of Apply InST Style; None = an empty prompt."""
+        from inst_pack.inst_core.style import load_style
+        from inst_pack.nodes.style import InSTStyleConditioning
+
+        def said(inputs: dict):
+            return InSTStyleConditioning.execute(bench.studio.clip, load_style(file), "*", 1.0, **inputs).result[0]
+
+        def paint(content) -> Tensor:
+            with torch.inference_mode():
+                return bench.studio.paint(bench.base, content, case.clean, said(positive or {}),
+                                          None if negative is None else said(negative))
+        return paint
+
+    only = {**thing, "part": "content"}
+    return {CLEAN: applied(clean), STAINED: applied(stained), MASKED: applied(masked), CONTENT: applied(stained, thing),
+            NEGATIVE: applied(stained, None, only), BOTH: applied(stained, thing, only)}
+
+
+HEAD = ("", "Gram to the painting", "Gram to the thing", "closer to the thing by", "LPIPS to content", "leakage")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--contents", type=Path, required=True, metavar="FOLDER", help="photographs")
+    parser.add_argument("--styles", type=Path, required=True, metavar="FOLDER", help="paintings")
+    parser.add_argument("--count", type=int, nargs=2, default=(2, 3), metavar=("PHOTOGRAPHS", "PAINTINGS"))
+    parser.add_argument("--side", type=int, default=256, help="pixels of all pictures")
+    parser.add_argument("--rows", nargs="*", help="only these")
+    parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
+    parser.add_argument("--models", type=Path, default=in_process.MODELS / "style_transfer",
+                        help="folder with the weights of AlexNet")
+    parser.add_argument("--work", type=Path, default=in_process.ROOT / ".dev" / "content", help="where all is kept")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
+
+
+def main(args: argparse.Namespace) -> int:
+    args.device, args.clip_vision = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None
+    args.comfyui = args.comfyui or in_process.ROOT / ".dev" / "ComfyUI"
+    from demo_model.networks import host
+
+    host(args.device.type == "cpu", args.comfyui)
+    from demo_model.quality import Picture, pictures_in
+
+    from inst_core.metrics import TRIVIAL
+    from inst_core.metrics.tables import markdown
+    from inst_core.metrics.trivial import resized
+
+    contents, paintings = ([Picture(p.name, resized(p.pixels, (args.side, args.side))) for p in pictures_in(*given)]
+                           for given in ((args.contents, args.count[0]), (args.styles, None)))
+    bench, found = Bench(args), {}
+    for index in range(min(args.count[1], len(paintings))):
+        case = case_of(paintings, index)
+        trivial = {name: lambda content, make=make, case=case: make(content.pixels, case.stained.pixels, None)
+                   for name, make in TRIVIAL.items() if name in ("copy of content", "copy of style")}
+        for row, paint in (trivial | row_makers(bench, case)).items():
+            if args.rows and row not in args.rows:
+                continue
+            for content in contents:
+                measured = bench.result(row, content, case, lambda content=content, paint=paint: paint(content))
+                found.setdefault(row, []).append(measured)
+        print(f"{index + 1} of {args.count[1]}: {case.stained.name}", file=sys.stderr, flush=True)
+
+    def line(row: str) -> list[str]:
+        mean = {key: statistics.mean(one[key] for one in found[row]) for key in found[row][0]}
+        closer = statistics.mean(c["thing"] - r["thing"] for c, r in zip(found[CLEAN], found[row], strict=True))
+        return [row, *(f"{number:.3f}" for number in (mean["gram"], mean["thing"], closer, mean["lpips"],
+                                                      mean["leakage"]))]
+
+    print(f"{len(contents)} photographs x {args.count[1]} paintings, {args.side} px\n")
+    print(markdown(HEAD, [line(row) for row in found]))
+    return 0
