@@ -96,8 +96,10 @@ def strings(command: tuple | list) -> list[str]:
 
 
 def environ() -> dict[str, str]:
-    """Our environment, with compiled Python files in a place of their own instead of beside other people's sources."""
-    return {**os.environ, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
+    """Our environment, with compiled Python files in a place of their own instead of beside other people's sources; so
+    they are kept where PYTHONDONTWRITEBYTECODE forbids the usual place, too. Compiling torch takes seconds."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
 
 
 def run(*command: object, what: str, hint: str = "", **variables: str) -> None:

@@ -401,8 +401,8 @@ def high_resolution(g: Graph) -> None:
 GLANCE = (0.0, 0.5, 1.0, 1.5)
 
 
-def at_a_glance(g: Graph) -> None:
-    g.note("A style at a glance", steps(
+def strengths_side_by_side(g: Graph) -> None:
+    g.note("Strengths side by side", steps(
         "Choose your photograph and a style.", "Press Run.", "Read off which style strength you like.",
         more="The same photograph with four style strengths side by side, all else being equal. " + YOUR_STYLE))
     with g.group("Model and photograph", MODELS):
@@ -428,7 +428,7 @@ DEMO, GUESSER = "inst-demo.safetensors", "inst-demo-guesser.safetensors"
 
 
 def guess_a_style(g: Graph) -> None:
-    g.note("A style at a glance, without learning", steps(
+    g.note("Style at a glance", steps(
         "Choose a painting and your photograph.", "Press Run.",
         "If the style is not close enough, connect it to continue_from of Learn InST Style, with encoder direct and "
         "about 20 steps.",
@@ -709,7 +709,7 @@ SHIPPED: dict[str, Callable[[Graph], None]] = {
     "12_style_over_the_steps": over_steps,
     "13_several_paintings": several_paintings,
     "14_high_resolution": high_resolution,
-    "15_style_at_a_glance": at_a_glance,
+    "15_strengths_side_by_side": strengths_side_by_side,
     "16_style_in_any_prompt": stock_embedding,
     "17_custom_sampling": custom_sampling,
     "18_compare_everything": compare_methods,

@@ -246,9 +246,9 @@ def test_pictures_of_every_kind_can_be_learned(small, pictures, change):
 
 
 def test_learning_can_be_continued_from_a_saved_style(small, pictures):
-    first = learn(small, pictures[:1], steps=6)
+    first = learn(small, pictures[:1], steps=4)
     saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
-    second = learn(small, pictures[:1], continue_from=saved, steps=6)
+    second = learn(small, pictures[:1], continue_from=saved, steps=4)
     losses = [r.result[1]["loss"] for r in (first, second)]
     assert losses[1][0] == pytest.approx(min(losses[0]), rel=1e-5)
     with pytest.raises(ValueError, match="2 tokens for clip_l .* cannot be continued by DirectEncoder"):
@@ -261,7 +261,7 @@ def test_start_words_are_where_learning_starts(small, pictures):
 
 
 def test_several_paintings_all_count(small, pictures):
-    both, one = learn(small, pictures, steps=6), learn(small, pictures[:1], steps=6)
+    both, one = (learn(small, seen, steps=2, batch_size=2) for seen in (pictures, pictures[:1]))
     assert not torch.equal(both.result[0].vectors["clip_l"], one.result[0].vectors["clip_l"])
 
 
