@@ -72,8 +72,13 @@ def parser() -> argparse.ArgumentParser:
 
     judge = stage("judge", "leakage and retrieval on held-out styles")
     judge.add_argument("encoders", type=Path, nargs="+")
-    plan = stage("plan", "floating point operations and hours of a full-size training; runs nothing")
-    del plan, judge
+    plan = stage("plan", "floating point operations, hours and memory of a full-size training; runs nothing")
+    plan.add_argument("--steps", type=int, default=50_000)
+    plan.add_argument("--batch", type=int, default=64)
+    plan.add_argument("--gpu", default="H100")
+    plan.add_argument("--peak", type=float, default=989.0, help="its TFLOP/s in bfloat16, without sparsity")
+    plan.add_argument("--used", type=float, default=0.4, help="share of it that training reaches")
+    del judge
     return top
 
 
@@ -110,7 +115,7 @@ def judge(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> None:
     from .plan import plan
 
-    plan()
+    plan(options)
 
 
 def main() -> int:
