@@ -424,7 +424,7 @@ def strengths_side_by_side(g: Graph) -> None:
         g.add("saved", "SaveImage", images=("figure", 0), filename_prefix="inst/glance")
 
 
-DEMO, GUESSER = "inst-demo.safetensors", "inst-demo-guesser.safetensors"
+GUESSER = "inst-demo-guesser.safetensors"
 
 
 def guess_a_style(g: Graph) -> None:
@@ -432,11 +432,11 @@ def guess_a_style(g: Graph) -> None:
         "Choose a painting and your photograph.", "Press Run.",
         "If the style is not close enough, connect it to continue_from of Learn InST Style, with encoder direct and "
         "about 20 steps.",
-        more=f"The guess takes a moment. The encoder that ships with this pack guesses for its small demo checkpoint "
-             f"only ({DEMO}, made by tools/dev.py); for other checkpoints one has to be trained first, see "
-             "docs/guessing.md."))
+        more=f"The guess takes a moment. {GUESSER} ships with this pack and guesses for its small demo checkpoint only."
+             " For your own checkpoint an encoder has to be trained first (docs/guessing.md), or learn the style "
+             "(template 02)."))
     with g.group("Model", MODELS):
-        checkpoint(g, DEMO)
+        checkpoint(g)
     with g.group("Photograph", PICTURES):
         photograph(g)
     with g.group("Painting and guess", STYLE):

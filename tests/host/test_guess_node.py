@@ -1,8 +1,10 @@
 """A style at a glance, as users meet it: from files to a style that applies, is saved, and is learned on from."""
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.clip_vision
 import pytest
 import torch
 from inst_pack.inst_core import guessing, host
@@ -13,6 +15,7 @@ from inst_pack.nodes.guess import NO_ENCODERS, InSTGuessStyle
 from inst_pack.nodes.style import InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
 from safetensors.torch import save_file
 
+MODELS = os.environ.get("INST_MODELS", "")
 SHIPPED = "inst-demo-guesser.safetensors"
 ABOUT = guessing.About("alexnet", {"clip_l": 768}, tokens=2, hidden=8, rank=4, side=64, family="SD15",
                        base_model="inst-small.safetensors")
@@ -69,6 +72,13 @@ def test_words_of_the_context_are_what_it_starts_from_where_a_clip_reads_them(ey
     start = {k: host.word_vectors(small[1], w)["clip_l"] for k, w in (("painting", "painting"), ("words", words))}
     apart = [(style.vectors["clip_l"] - v) / v.norm() for style, v in zip((plain, there), start.values(), strict=True)]
     assert torch.allclose(*apart, atol=1e-2)  # the file is in half precision
+
+
+def test_an_encoder_may_see_through_clip(encoder, pictures):
+    vision = comfy.clip_vision.load(str(Path(MODELS, "clip_vision", "inst-small-vit-l.safetensors")))
+    name = encoder(replace(ABOUT, features="clip_vit_l14"))
+    words = InSTGuessStyle.execute(pictures[:1], name, clip_vision=vision).result[0].vectors["clip_l"]
+    assert torch.isfinite(words).all() and not torch.allclose(words[0], words[1])
 
 
 def test_what_cannot_be_guessed_is_refused_by_name(encoder, small, pictures, folders):

@@ -46,6 +46,20 @@ def test_a_fresh_guesser_says_the_starting_words():
     assert all(torch.equal(vectors[k], v.expand(3, -1)) for k, v in start().items())
 
 
+def test_the_best_linear_guess_is_found_and_loses_no_width():
+    """Words that are a linear map of the features, in as many dimensions as the network is wide inside."""
+    about = replace(ABOUT, rank=6)
+    guesser, seen = guessing.Guesser(about, start()), random(40, guessing.FEATURES["alexnet"])
+    guesser.standardize(seen)
+    hidden = (seen @ random(seen.shape[1], 3, seed=1)) / 50
+    words = {k: 0.3 + v + hidden @ random(3, v.shape[1], seed=2) for k, v in start().items()}
+    guesser.solve(seen, words, 1e-6)
+    for key, vectors in guesser(seen).items():
+        assert torch.allclose(vectors, words[key][:, None].expand_as(vectors), atol=1e-2)
+    guesser.solve(seen, words, 1e9)  # nothing but the mean is left
+    assert torch.allclose(guesser(seen)["clip_g"][0, 0], words["clip_g"].mean(0), atol=1e-2)
+
+
 def test_offsets_are_in_the_length_of_the_starting_words(guesser):
     """Words ten times as long, as in another vocabulary, move ten times as far."""
     usual, longer = (guessing.guess(guesser, features(), {k: n * v for k, v in start().items()}) for n in (1, 10))

@@ -6,7 +6,11 @@ import importlib.util
 import io
 import itertools
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +23,16 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 sys.path.append(str(ROOT))
-from train_encoder import cache, judge, sources  # noqa: E402
+from train_encoder import cache, judge, plan, sources  # noqa: E402
+
+from inst_core import guessing  # noqa: E402
 
 needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None,
                                     reason="needs the packages of the dependency group 'train'")
+
+needs_training = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("accelerate", "datasets", "torchdata", "tensorboard")),
+    reason="needs the packages of the dependency group 'train'")
 
 
 def encoded(mode: str = "RGB", size: tuple[int, int] = (64, 48), format_: str = "JPEG") -> bytes:
@@ -172,6 +182,64 @@ def test_retrieval_and_distances_of_words_that_are_known():
     within, between, found = judge.distances(words, torch.tensor([0, 0, 1, 1, 2, 2]))
     assert (within, found) == (1.0, 1.0) and between > 4
     assert judge.distances(words, torch.tensor([0, 1, 0, 1, 2, 2]))[2] == pytest.approx(1 / 3)
+
+
+def launched(processes: int, folder: Path, run: str) -> subprocess.Popen:
+    """``accelerate launch`` of the training on a CPU, as docs/guessing.md has it."""
+    several = ["--multi_gpu"] if processes > 1 else []
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes),
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+               str(ROOT / "tools" / "train_encoder"), "train", "--cpu", "--folder", str(folder), "--run", run,
+               "--steps", "120", "--keep-every", "20", "--batch", "4", "--leakage", "0.1", "--tokens", "1"]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def lines(folder: Path, run: str) -> list[dict]:
+    log = folder / run / "log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
+
+
+@needs_training
+def test_two_processes_killed_and_resumed_see_and_say_what_one_does(tmp_path):
+    """Batches and losses, to rounding, of a run that nothing happened to."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def random(*shape: int) -> bytes:
+        return cache.stored(torch.randn(*shape, generator=generator))
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"group": f"artist {i // 2}", "caption": "", "context": "", "latent": random(4, 8, 8), "shape": [4, 8, 8],
+             "seen": random(cache.VIEWS, guessing.FEATURES["alexnet"]), "words": random(768)} for i in range(14)]
+    (tmp_path / "cache").mkdir()
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "cache" / "0.parquet")
+
+    alone = launched(1, tmp_path, "alone")
+    assert alone.wait() == 0
+    killed = launched(2, tmp_path, "two")
+    while len(lines(tmp_path, "two")) < 50:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(lines(tmp_path, "two")) < 120
+    assert launched(2, tmp_path, "two").wait() == 0
+    one, two = lines(tmp_path, "alone"), lines(tmp_path, "two")
+    assert [line["step"] for line in two] == list(range(1, 121))
+    assert [line["rows"] for line in two] == [line["rows"] for line in one]
+    assert len({tuple(line["rows"]) for line in one}) > 100
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    assert guessing.load(tmp_path / "two.safetensors").about.tokens == 1
+
+
+def test_the_plan_counts_multiplications_and_what_backward_keeps():
+    """Of a layer on the way to what is learned: forward and backward to its input, no gradient of its weights."""
+    with torch.device("meta"):
+        layer = plan.frozen(torch.nn.Linear(8, 4)).bfloat16()
+    flops, kept = plan.counted(lambda: layer(plan.empty(3, 8, learned=True)).sin())
+    assert flops == 2 * (2 * 3 * 8 * 4) and kept == 3 * 4 * 2  # the sine keeps its argument, in two bytes a number
+    assert plan.counted(lambda: layer(plan.empty(3, 8)))[0] == 2 * 3 * 8 * 4
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

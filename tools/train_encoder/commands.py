@@ -20,12 +20,15 @@ def parser() -> argparse.ArgumentParser:
                          help="what is made is kept here")
         return one
 
-    def models(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--model", default="demo", help='a checkpoint file; "demo" is the demo model, unwidened')
+    def eyes(one: argparse.ArgumentParser) -> None:
         one.add_argument("--features", default="alexnet", help="alexnet or clip_vit_l14")
         one.add_argument("--clip-vision", type=Path, help="for clip_vit_l14")
         one.add_argument("--alexnet", type=Path, default=MODELS / "style_transfer" / "lpips-alex.safetensors")
         one.add_argument("--side", type=int, default=256, help="px of latents, and at which AlexNet looks")
+
+    def models(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--model", default="demo", help='a checkpoint file; "demo" is the demo model, unwidened')
+        eyes(one)
         one.add_argument("--tokens", type=int, default=4)
         one.add_argument("--cpu", action="store_true")
 
@@ -72,8 +75,20 @@ def parser() -> argparse.ArgumentParser:
 
     judge = stage("judge", "leakage and retrieval on held-out styles")
     judge.add_argument("encoders", type=Path, nargs="+")
-    plan = stage("plan", "floating point operations and hours of a full-size training; runs nothing")
-    del plan, judge
+    measure = stage("measure", "held-out losses of guesses for the demo model, beside learning; goes on after any end")
+    measure.add_argument("encoder", type=Path)
+    measure.add_argument("--paintings", type=Path, required=True, help="folder of paintings")
+    measure.add_argument("--checkpoint", type=Path, default=MODELS / "checkpoints" / "inst-demo.safetensors")
+    measure.add_argument("--comfyui", type=Path, default=ROOT / ".dev" / "ComfyUI")
+    measure.add_argument("--context", default="", help="words that guesses start from, in a further column")
+    eyes(measure)
+    plan = stage("plan", "floating point operations, hours and memory of a full-size training; runs nothing")
+    plan.add_argument("--steps", type=int, default=50_000)
+    plan.add_argument("--batch", type=int, default=64)
+    plan.add_argument("--gpu", default="H100")
+    plan.add_argument("--peak", type=float, default=989.0, help="its TFLOP/s in bfloat16, without sparsity")
+    plan.add_argument("--used", type=float, default=0.4, help="share of it that training reaches")
+    del judge
     return top
 
 
@@ -107,10 +122,16 @@ def judge(options: argparse.Namespace) -> None:
     judge(options)
 
 
+def measure(options: argparse.Namespace) -> None:
+    from .measure import measure
+
+    measure(options)
+
+
 def plan(options: argparse.Namespace) -> None:
     from .plan import plan
 
-    plan()
+    plan(options)
 
 
 def main() -> int:
@@ -118,7 +139,8 @@ def main() -> int:
     sys.path.append(str(ROOT))
     torch.set_num_threads(max(1, torch.get_num_threads()))
     try:
-        {"demo-set": demo_set, "cache": cache, "train": train, "judge": judge, "plan": plan}[options.stage](options)
+        {"demo-set": demo_set, "cache": cache, "train": train, "judge": judge, "measure": measure,
+         "plan": plan}[options.stage](options)
     except ValueError as error:
         sys.exit(str(error))
     return 0

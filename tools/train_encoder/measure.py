@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from demo_model import checkpoint, networks
@@ -68,68 +69,109 @@ class Bench:
 
 def measure(options: argparse.Namespace) -> None:
     """The stage: a table of held-out gains, in percent of what STEPS steps from the word gain."""
+    bench = Bench(options.checkpoint, options.comfyui)
     from demo_model.quality import pictures_in
 
-    from inst_core import guessing
+    from inst_core import guessing, host
     from inst_core.encoders import DirectEncoder
     from inst_core.learning import learn_style
     from inst_core.recipes import choose_recipe
 
-    bench = Bench(options.checkpoint, options.comfyui)
     from .look import looking
 
-    look, guesser = looking(options), guessing.load(options.encoder)
-    kept = options.folder / f"measured-{options.encoder.stem}.json"
-    shared = options.folder / "measured.json"
-    known, word_known = (json.loads(p.read_text()) if p.exists() else {} for p in (kept, shared))
+    look, guesser, teller = looking(options), guessing.load(options.encoder), Teller()
 
     def learned(session, painting, start: dict[str, Tensor], steps: int) -> list[tuple[int, float]]:
-        recipe = choose_recipe("direct", 4, steps, rate=options.rate)
+        recipe = choose_recipe("direct", 4, steps)
         encoder = DirectEncoder({k: v.clone() for k, v in start.items()}, 4)
         found = learn_style(session, encoder, painting, recipe)
         return [(check.samples // recipe.batch, check.loss) for check in found.checks]
 
+    known = {}
     for picture in pictures_in(options.paintings, None):
         pixels = picture.pixels.permute(0, 2, 3, 1)
-        painting = bench.painting(pixels, choose_recipe("direct", 4))
-        word = bench.word()
-        if picture.name not in word_known:
-            began = time.monotonic()
-            checks = bench.run(lambda session: learned(session, painting, word, STEPS))  # noqa: B023 (called at once)
-            word_known[picture.name] = {"checks": checks, "seconds": time.monotonic() - began}
-            write_whole(shared, lambda p: p.write_text(json.dumps(word_known)))
-        if picture.name not in known:
-            features = look(pixels)
-            began = time.perf_counter()
-            features = look(pixels)
-            guess = guessing.guess(guesser, features)
-            seconds = time.perf_counter() - began
-            alone = bench.run(lambda session: held_out(session, guess, painting.whole))  # noqa: B023
-            checks = bench.run(lambda session: learned(session, painting, guess, FEW))  # noqa: B023
-            known[picture.name] = {"guess": alone, "seconds": seconds, "checks": checks}
-            write_whole(kept, lambda p: p.write_text(json.dumps(known)))
-        say(picture.name, word_known[picture.name], known[picture.name])
-    table(word_known, known)
+        painting, word = bench.painting(pixels, choose_recipe("direct", 4)), bench.word()
+        features = look(pixels)
+        began = time.perf_counter()
+        guess = guessing.guess(guesser, look(pixels))
+        seconds = time.perf_counter() - began
+        vectors = {"told": teller(picture.pixels), "guess": guess}
+        if options.context:
+            vectors["context"] = guessing.guess(guesser, features, host.word_vectors(bench.clip, options.context))
+
+        def losses(session, vectors=vectors, painting=painting) -> dict[str, float]:
+            return {name: held_out(session, words, painting.whole) for name, words in vectors.items()}
+
+        one = remembered(options.folder / "word.json", picture.name, lambda: {
+            "checks": bench.run(lambda session: learned(session, painting, word, STEPS))})  # noqa: B023 (called at once)
+        two = remembered(options.folder / f"{options.encoder.stem}.json", picture.name, lambda: {
+            **bench.run(losses), "seconds": seconds,  # noqa: B023
+            "checks": bench.run(lambda session: learned(session, painting, guess, FEW))})  # noqa: B023
+        known[picture.name] = Row(one["checks"][0][1], best(one["checks"]), two["told"], two["guess"],
+                                  best(two["checks"]), two.get("context"), two["seconds"])
+        print(f"[measure] {picture.name}: {known[picture.name]}", flush=True)
+    table(known)
 
 
-def best(checks: list, most: int = STEPS) -> float:
-    return min(loss for steps, loss in checks if steps <= most)
+class Teller:
+    """The yardstick: the 100 numbers of the demo model's teacher (Ghiasi et al. 2017), as a linear map makes words of
+    them, the very words that the demo model was trained to read."""
+
+    def __init__(self):
+        from demo_model.prompts import TOKENS, StyleSpace
+        from demo_model.teacher import Teacher
+
+        self._teacher, self._tokens = Teacher(), TOKENS
+        self._space = StyleSpace.read(checkpoint.open_shipped().space)
+
+    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Of (1, 3, H, W) in [0, 1]."""
+        return {"clip_l": self._space.words(self._teacher.measured(pictures)).expand(self._tokens, -1).contiguous()}
 
 
-def say(name: str, word: dict, guess: dict) -> None:
-    print(f"[measure] {name}: word {word['checks'][0][1]:.4f}, guess {guess['guess']:.4f}, guess + {FEW} "
-          f"{best(guess['checks']):.4f}, {STEPS} steps {best(word['checks']):.4f}; {guess['seconds']:.2f} s",
-          flush=True)
+def remembered(path: Path, name: str, make: Callable[[], dict]) -> dict:
+    """What the file knows under this name; made and written there where it does not."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if name not in known:
+        known[name] = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda partial: partial.write_text(json.dumps(known)))
+    return known[name]
 
 
-def table(word: dict, guess: dict) -> None:
-    print(f"| painting | loss of the word | guess | guess + {FEW} steps | {STEPS} steps from the word | guess, share "
-          f"of the gain | guess + {FEW}, share | seconds |\n|---|---|---|---|---|---|---|---|")
-    gains = []
-    for name, g in guess.items():
-        first, learned = word[name]["checks"][0][1], best(word[name]["checks"])
-        gains.append([first - g["guess"], first - best(g["checks"]), first - learned])
-        print(f"| {name} | {first:.4f} | {g['guess']:.4f} | {best(g['checks']):.4f} | {learned:.4f} | "
-              f"{gains[-1][0] / gains[-1][2]:.0%} | {gains[-1][1] / gains[-1][2]:.0%} | {g['seconds']:.2f} |")
-    total = torch.tensor(gains).sum(0)
-    print(f"| all together | | | | | {total[0] / total[2]:.0%} | {total[1] / total[2]:.0%} | |")
+def best(checks: list) -> float:
+    return min(loss for _, loss in checks)
+
+
+class Row(NamedTuple):
+    """Held-out losses of one painting, and the seconds that a guess with its features took."""
+
+    word: float
+    learned: float
+    told: float
+    guess: float
+    few: float
+    context: float | None
+    seconds: float
+
+    def shares(self) -> list[float]:
+        """Gains of told, guess, guess and FEW steps, and guess from context, in shares of the gain of learning."""
+        return [(self.word - loss) / (self.word - self.learned)
+                for loss in (self.told, self.guess, self.few, self.context) if loss is not None]
+
+
+def table(rows: dict[str, Row]) -> None:
+    print(f"| painting | word | {STEPS} steps from it | told by 100 numbers | guess | guess + {FEW} steps | told, "
+          f"share of the gain | guess, share | guess + {FEW} steps, share | from context words, share | seconds |\n"
+          f"|---{'|---' * 10}|")
+    for name, row in rows.items():
+        show(name, [row.word, row.learned, row.told, row.guess, row.few], row.shares(), f"{row.seconds:.2f}")
+    show("mean of shares", [], torch.tensor([row.shares() for row in rows.values()]).mean(0).tolist())
+    sums = [sum(column) if None not in column else None for column in zip(*rows.values(), strict=True)]
+    show("all losses together", [], Row(*sums).shares())
+
+
+def show(name: str, losses: list[float], shares: list[float], seconds: str = "") -> None:
+    cells = [f"{loss:.4f}" for loss in losses] or [""] * 5
+    parts = [f"{share:.0%}" for share in shares] + [""] * (4 - len(shares))
+    print(f"| {' | '.join([name, *cells, *parts, seconds])} |")

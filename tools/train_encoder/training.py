@@ -210,10 +210,10 @@ def train(options: argparse.Namespace) -> None:
             note(accelerator, folder, step, seen, options, began)
             if step % options.keep_every == 0 or step == options.steps:
                 keep(accelerator, loader, folder, step)
-        accelerator.end_training()
         if accelerator.is_main_process:
             export(accelerator.unwrap_model(model), options, cached)
         accelerator.wait_for_everyone()
+        accelerator.end_training()
 
 
 def moved(batch: Mapping, device: torch.device) -> dict:
