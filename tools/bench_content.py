@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import in_process
@@ -34,20 +35,23 @@ def mask_of_thing(side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A painting, the thing in it, and both together."""
+    """A painting, the thing in it, and both together; ``word``: the thing at the size that the demo model likes."""
 
     clean: object
     thing: object
     stained: object
+    word: object
 
 
-def case_of(paintings: Sequence, index: int) -> Case:
+def case_of(paintings: Sequence, index: int, side: int) -> Case:
     from demo_model.quality import Picture
 
-    clean, thing = paintings[index], paintings[(index + 1) % len(paintings)]
-    mask = mask_of_thing(clean.pixels.shape[-1]).unsqueeze(1)
-    pixels = torch.where(mask.bool(), thing.pixels, clean.pixels)
-    return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels))
+    from inst_core.metrics.trivial import resized
+
+    word = paintings[(index + 1) % len(paintings)]
+    clean, thing = (Picture(p.name, resized(p.pixels, (side, side))) for p in (paintings[index], word))
+    pixels = torch.where(mask_of_thing(side).unsqueeze(1).bool(), thing.pixels, clean.pixels)
+    return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels), word)
 
 
 class Bench:
@@ -98,27 +102,28 @@ class Bench:
 
 def row_makers(bench: Bench, case: Case) -> dict[str, Callable]:
     """{row: content -> picture} of one painting."""
-    clean, stained = bench.learned(case.clean), bench.learned(case.stained)
-    masked = bench.learned(case.stained, style_mask=mask_of_thing(case.clean.pixels.shape[-1]))
-    thing = {"content": f"embedding:{bench.learned(case.thing).stem}"}
+    mask = mask_of_thing(case.clean.pixels.shape[-1])
 
-    def applied(file: Path, positive: dict | None = None, negative: dict | None = None) -> Callable:
-        """``positive``, ``negative``: inputs of Apply InST Style; None = an empty prompt."""
+    def applied(learn: Callable[[], Path], positive: bool = False, negative: bool = False) -> Callable:
+        """``positive``: without what the content word names; ``negative``: that as negative, not an empty prompt."""
         from inst_pack.inst_core.style import load_style
         from inst_pack.nodes.style import InSTStyleConditioning
 
-        def said(inputs: dict):
-            return InSTStyleConditioning.execute(bench.studio.clip, load_style(file), "*", 1.0, **inputs).result[0]
-
         def paint(content) -> Tensor:
+            word = f"embedding:{bench.studio.learn(case.word, bench.base).stem}" if positive or negative else ""
             with torch.inference_mode():
-                return bench.studio.paint(bench.base, content, case.clean, said(positive or {}),
-                                          None if negative is None else said(negative))
+                styled, other = (
+                    InSTStyleConditioning.execute(bench.studio.clip, load_style(learn()), "*", 1.0, **more).result[0]
+                    for more in ({"content": word if positive else ""},
+                                 {"content": word, "part": "content"} if negative else {}))
+                return bench.studio.paint(bench.base, content, case.clean, styled, other if negative else None)
         return paint
 
-    only = {**thing, "part": "content"}
-    return {CLEAN: applied(clean), STAINED: applied(stained), MASKED: applied(masked), CONTENT: applied(stained, thing),
-            NEGATIVE: applied(stained, None, only), BOTH: applied(stained, thing, only)}
+    stained = partial(bench.learned, case.stained)
+    return {CLEAN: applied(partial(bench.learned, case.clean)), STAINED: applied(stained),
+            MASKED: applied(partial(bench.learned, case.stained, style_mask=mask)),
+            CONTENT: applied(stained, positive=True), NEGATIVE: applied(stained, negative=True),
+            BOTH: applied(stained, positive=True, negative=True)}
 
 
 HEAD = ("", "Gram to the painting", "Gram to the thing", "closer to the thing by", "LPIPS to content", "leakage")
@@ -149,11 +154,12 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.metrics.tables import markdown
     from inst_core.metrics.trivial import resized
 
-    contents, paintings = ([Picture(p.name, resized(p.pixels, (args.side, args.side))) for p in pictures_in(*given)]
-                           for given in ((args.contents, args.count[0]), (args.styles, None)))
+    contents = [Picture(p.name, resized(p.pixels, (args.side, args.side)))
+                for p in pictures_in(args.contents, args.count[0])]
+    paintings = pictures_in(args.styles, None)
     bench, found = Bench(args), {}
     for index in range(min(args.count[1], len(paintings))):
-        case = case_of(paintings, index)
+        case = case_of(paintings, index, args.side)
         trivial = {name: lambda content, make=make, case=case: make(content.pixels, case.stained.pixels, None)
                    for name, make in TRIVIAL.items() if name in ("copy of content", "copy of style")}
         for row, paint in (trivial | row_makers(bench, case)).items():
