@@ -1,5 +1,6 @@
 """keep_structure of InST Sample: both ways on the host's own samplers, and that everything composes with them."""
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import comfy.model_patcher
@@ -73,14 +74,13 @@ def test_the_share_of_steps_is_rounded_up(keep, steps, held):
     assert steps_held(keep, steps) == held
 
 
-@pytest.mark.parametrize("way", ["coarse", "queries"])
-def test_off_is_bit_equal_and_on_is_not(wired, way):
+def test_off_is_bit_equal_and_each_way_is_another(wired):
     model, positive, negative = wired
+    found = [sample(*wired, way=way) for way in host.WAYS]
     without = InSTSample.execute(model, positive, negative, content(), STEPS, 3.0, "euler", "normal", 0.7, 0,
                                  "matched").result[0]["samples"]
-    assert torch.equal(sample(*wired, keep=0.0, way=way), without)
-    assert differ(sample(*wired, keep=1.0, way=way), without)
-    assert torch.equal(sample(*wired, keep=0.0, way=way), without)  # nothing of it stays on the model
+    assert torch.equal(sample(*wired, keep=0.0), without)  # and nothing of the others stays on the model
+    assert all(differ(*pair) for pair in combinations([without, *found], 2))
 
 
 def test_the_coarse_layout_is_held(wired):
@@ -92,16 +92,10 @@ def test_the_coarse_layout_is_held(wired):
 
 def test_what_it_costs_in_calls(wired):
     """One picture for the inversion, two with guidance for a step, and as many again for each step but the first."""
-    calls = []
-    model = counting(wired[0], calls)
-    counts = {}
-    for key in (("coarse", 0.0), ("coarse", 1.0), ("queries", 1.0), ("both", 1.0)):
-        calls.clear()
-        sample(model, *wired[1:], way=key[0], keep=key[1], steps=3)
-        counts[key] = sum(calls)
-    plain = 1 + 2 * 3
-    assert counts == {("coarse", 0.0): plain, ("coarse", 1.0): plain, ("queries", 1.0): plain + 2 * 2,
-                      ("both", 1.0): plain + 2 * 2}
+    for way, more in (("coarse", 0), ("queries", 2), ("both", 2)):
+        calls = []
+        sample(counting(wired[0], calls), *wired[1:], way=way)
+        assert sum(calls) == 1 + 2 * STEPS + more
 
 
 def test_queries_of_the_decoder_are_the_photographs(wired, monkeypatch):
@@ -145,10 +139,13 @@ def test_the_photograph_is_asked_under_its_own_noise(wired):
 
 # ---- what it composes with ----
 
-def test_a_batch_is_its_pictures(wired):
+def test_a_batch_is_its_pictures_in_context_windows_too(wired):
+    model, positive, negative = wired
     whole = sample(*wired, content(2))
     parts = [sample(*wired, {"samples": content(2)["samples"][i], "batch_index": i}) for i in ([0], [1])]
     close(torch.cat(parts), whole)
+    windowed = ContextWindowsManualNode.execute(model, 1, 0, "standard_static", 1, False, "flat", 0, False).result[0]
+    close(sample(windowed, positive, negative, content(2)), whole)
 
 
 def test_a_batch_that_the_host_cuts_up_for_memory(wired, monkeypatch):
@@ -208,13 +205,6 @@ def test_lora_controlnet_merged_tokens_and_late_styles(wired, small, pictures):
     assert torch.isfinite(sample(merged, positive, negative)).all()
 
 
-def test_a_batch_in_context_windows(wired):
-    """Windows of one picture: each picture is as it is without windows."""
-    model, positive, negative = wired
-    windowed = ContextWindowsManualNode.execute(model, 1, 0, "standard_static", 1, False, "flat", 0, False).result[0]
-    close(sample(windowed, positive, negative, content(2)), sample(*wired, content(2)))
-
-
 # ---- what is refused ----
 
 @pytest.fixture(scope="module")
@@ -224,11 +214,6 @@ def transformer(tmp_path_factory):
 
     with torch.inference_mode():
         return shrunk_families.open_shrunk(tmp_path_factory.mktemp("shrunk"), "z-image", [""])
-
-
-def test_both_ways_act_together(wired):
-    one, other, both = (sample(*wired, way=way) for way in ("coarse", "queries", "both"))
-    assert differ(both, one) and differ(both, other)
 
 
 def test_a_transformer_holds_the_coarse_layout_and_has_no_queries(transformer):
