@@ -51,9 +51,11 @@ class Variant(Settings):
             two without learning.
         invert: stochastic inversion; else the start is the photograph plus plain noise (SDEdit).
         reuse: the style comes as ``embedding:name`` in a stock prompt.
+        guesser: name of the encoder that guesses.
     """
 
     style: str = "own"
+    guesser: str = GUESSER
     invert: bool = True
     reuse: bool = False
     seed: int = 0
@@ -64,6 +66,7 @@ WITHOUT_GUESS = {"guess": False, "learning_steps": 30, "learning_rate": 0.005}
 ABLATIONS: dict[str, dict[str, object]] = {
     "embedding:": {"reuse": True},
     "only guessed": {"style": "guessed"},
+    "only guessed, by loss": {"style": "guessed", "guesser": "inst-demo-guesser-by-loss.safetensors"},
     "learned without a guess": WITHOUT_GUESS,
     "no style": {"style": "none"},
     "wrong style": {"style": "wrong"},
@@ -89,6 +92,10 @@ ABLATIONS: dict[str, dict[str, object]] = {
 LEARNED = "own", "wrong"
 LEARNING = "guess", "encoder", "tokens", "learning_steps", "batch", "learning_rate", "strongest"
 NEED_VISION = "attention", "paper", "released"
+
+
+def guesser_digest(variant: Variant) -> str:
+    return hashlib.sha256((ROOT / "inst_encoders" / variant.guesser).read_bytes()).hexdigest()
 
 
 # ---- pictures ----
@@ -153,22 +160,18 @@ class Studio:
     def space(self) -> StyleSpace:
         return StyleSpace.read(checkpoint.open_shipped().space)
 
-    @cached_property
-    def guesser_digest(self) -> str:
-        return hashlib.sha256((ROOT / "inst_encoders" / GUESSER).read_bytes()).hexdigest()
-
-    def guessed(self, painting: Picture):
+    def guessed(self, painting: Picture, variant: Variant):
         """The style that Guess InST Style makes of a painting."""
         from inst_pack.nodes.guess import InSTGuessStyle
 
-        return InSTGuessStyle.execute(painting.pixels.permute(0, 2, 3, 1), GUESSER).result[0]
+        return InSTGuessStyle.execute(painting.pixels.permute(0, 2, 3, 1), variant.guesser).result[0]
 
     def learned_path(self, painting: Picture, variant: Variant) -> Path:
         """Of the style of a painting, learned once for the same settings."""
         kept = {k: getattr(variant, k) for k in ("encoder", "tokens", "learning_steps", "batch", "learning_rate",
                                                  "strongest", "seed")}
         if variant.guess:
-            kept["guesser"] = self.guesser_digest
+            kept["guesser"] = guesser_digest(variant)
         return self.folder / f"{digest(painting.digest, kept)}.safetensors"
 
     def learn(self, painting: Picture, variant: Variant) -> Path:
@@ -184,14 +187,14 @@ class Studio:
                     self.model, self.clip, self.vae, painting.pixels.permute(0, 2, 3, 1), variant.encoder,
                     variant.tokens, variant.learning_steps, variant.learning_rate, variant.batch, variant.seed,
                     clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest,
-                    continue_from=self.guessed(painting) if variant.guess else None).result[0]
+                    continue_from=self.guessed(painting, variant) if variant.guess else None).result[0]
             seconds = time.perf_counter() - start
             evaluate.write_json(path.with_suffix(".json"), {"seconds": seconds})
             save_style(style, path)
             say("quality", f"learned {painting.name} in {seconds:.0f} s")
         return path
 
-    def told(self, painting: Picture):
+    def told(self, painting: Picture, variant: Variant):
         """The style that the teacher's numbers tell."""
         from inst_pack.inst_core.style import Style
 
@@ -210,7 +213,7 @@ class Studio:
         if variant.reuse:
             return CLIPTextEncode().encode(self.clip, f"embedding:{self.learn(painting, variant).stem}")[0]
         without_learning = {"told": self.told, "guessed": self.guessed}.get(variant.style)
-        style = without_learning(painting) if without_learning else load_style(self.learn(painting, variant))
+        style = without_learning(painting, variant) if without_learning else load_style(self.learn(painting, variant))
         return InSTStyleConditioning.execute(self.clip, style, "*", 1.0).result[0]
 
     @torch.inference_mode()
@@ -262,6 +265,9 @@ def of_inst(name: str, variant: Variant, studio: Studio, styles: Sequence[Pictur
         return studio.paint(variant, content, source, styled)
 
     settings = {k: v for k, v in asdict(variant).items() if k not in LEARNING or variant.style in LEARNED}
+    del settings["guesser"]
+    if settings.get("guess") or variant.style == "guessed":
+        settings["guesser"] = guesser_digest(variant)
     return Method(name, {"checkpoint": checkpoint_digest, "of": [s.digest for s in styles] * (variant.style == "wrong"),
                          **settings}, paint)
 
