@@ -52,6 +52,9 @@ def result(client: Client, info: dict, home: Path, name: str) -> Image.Image | N
     except (PromptError, WorkflowError) as error:
         print(f"[pictures] {name}: {str(error).splitlines()[0]}")
         return None
+    if not any("images" in output for output in entry["outputs"].values()):
+        print(f"[pictures] {name}: the part of it that can run here saves no picture")
+        return None
     return Image.open(result_of(entry, home)[0])
 
 

@@ -11,7 +11,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_tomesd import TomePatchModel
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host import structure
-from inst_pack.inst_core.host.style_layers import late_only
+from inst_pack.inst_core.host.style_layers import restricted
 from inst_pack.inst_core.structure import coarse, steps_held, with_coarse_layout
 from inst_pack.nodes.inversion import InSTSample
 
@@ -200,7 +200,7 @@ def test_lora_controlnet_merged_tokens_and_late_styles(wired, small, pictures):
     net = host_nodes.ControlNetLoader().load_controlnet("inst-small-controlnet.safetensors")[0]
     both = host_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, pictures[:1], 1.0, 0.0, 1.0)
     assert differ(sample(model, *both), held)
-    assert differ(sample(model, late_only(positive, negative), negative), held)
+    assert differ(sample(model, restricted(positive, negative), negative), held)
     merged = TomePatchModel.execute(model, 0.5).result[0]
     assert torch.isfinite(sample(merged, positive, negative)).all()
 
