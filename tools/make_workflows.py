@@ -137,9 +137,8 @@ def learn_style(g: Graph) -> None:
     g.note("Learn a style", steps(
         "Choose your checkpoint and your painting.", "Give the style a name.",
         "Press Run. When it is done press R: the style is in Load InST Style.",
-        more="**quality** decides how long it takes. **prompt** says what the painting shows, with * for its style, as "
-             "in \"a village at night in the style of *\": what you say there need not be learned. The file also works "
-             "in every prompt, as \"embedding:\" and its name."))
+        more="**quality** decides how long it takes. **prompt** says what the painting shows, with * for its style: "
+             "\"a village at night, *\". The file also works in every prompt, as \"embedding:\" and its name."))
     with g.group("Model and painting", MODELS):
         checkpoint(g)
         painting(g)
@@ -297,6 +296,7 @@ def in_few_steps(g: Graph) -> None:
         g.add("few_steps", "LoraLoaderModelOnly", "Few-step LoRA", model=("checkpoint", 0), lora_name=HYPER_SD)
     with g.group("Style", STYLE):
         saved_style(g)
+        nothing_else(g)
     photograph_group(g)
     with g.group("Repaint", REPAINT):
         repaint(g, model=("few_steps", 0), steps=8, cfg=1.0, scheduler="sgm_uniform")

@@ -19,12 +19,12 @@ CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 # What the front end needs, in its pixels; tests/browser compares with what it draws.
 WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME = 600, 18, 100, 56
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME, NOTE_GAP = 600, 18, 100, 56, 36
 SHOWN_LATER = 270  # room for what a node shows once it has run
 SHOWS = {"SaveImage", "PreviewImage", "LossGraphNode", "PreviewAny", "InST_Sample", "KSampler",
          "SamplerCustomAdvanced", "InST_GatysStyleTransfer", "InST_TransferStyle"}
 # The painting of a style; a line of text; text and pictures.
-ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70, "InST_LearnStyle": 310}
+ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70, "InST_LearnStyle": 288}
 
 PREVIEW = "$$canvas-image-preview"  # the front end's name of the pictures in a node
 
@@ -114,7 +114,7 @@ class Graph:
         lines = sum(max(1, len(textwrap.wrap(line, NOTE_LETTERS))) for line in text.splitlines())
         tall = NOTE_FRAME + NOTE_LINE * lines
         self.nodes.append({
-            "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [0, -tall - GAP],
+            "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [0, -tall - NOTE_GAP],
             "size": [NOTE_WIDTH, tall], "flags": {}, "order": len(self.nodes), "mode": 0,
             "inputs": [], "outputs": [], "title": title, "properties": {}, "widgets_values": [text],
             "color": "#432", "bgcolor": "#653"})
