@@ -21,6 +21,7 @@ from .encoders import PictureFeatures, Vectors
 from .metrics.alexnet import CHANNELS, AlexNet
 from .style import FORMAT_VERSION as STYLE_FORMAT
 from .style import Style, thumbnail
+from .textual_inversion import in_words
 
 ALEXNET, CLIP_VISION = "alexnet", "clip_vit_l14"
 FEATURES = {ALEXNET: 2 * sum(CHANNELS), CLIP_VISION: 2 * 1024 + 768}  # {kind: how many numbers}
@@ -56,9 +57,8 @@ class About:
 
     def describe(self) -> str:
         """One line: ``4 tokens for clip_l (768), SD15, from alexnet features, trained on ...``."""
-        widths = ", ".join(f"{k} ({w})" for k, w in self.widths.items())
-        return (f"{self.tokens} tokens for {widths}, {self.family or 'unknown'}, from {self.features} features, "
-                f"trained on {self.trained_on or 'nobody says what'}")
+        return (f"{self.tokens} tokens for {in_words(self.widths)}, {self.family or 'unknown'}, from "
+                f"{self.features} features, trained on {self.trained_on or 'nobody says what'}")
 
 
 class Guesser(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .adapter import DOWN, UP
 from .stages import MOST, Stage, middle
-from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, read_vectors
+from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, in_words, read_vectors
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 256 * 2**20
@@ -156,7 +156,7 @@ def check_fits(style: Style, widths: Mapping[str, int],
     have = {k: v.shape[-1] for k, v in style.vectors.items()}
     if have == dict(widths):
         return
-    wanted = ", ".join(f"{k} ({w})" for k, w in widths.items())
+    wanted = in_words(widths)
     made_for, connected = label(have), label(widths)
     first = f"This style is for {made_for}, the connected CLIP belongs to {connected}. " \
         if made_for and connected and made_for != connected else ""

@@ -23,6 +23,11 @@ _BUNDLED = re.compile(r"bundle_emb\..+?\.(string_to_param\.\*|[^.]+)")
 _ANY_ENCODER = "string_to_param.*"
 
 
+def in_words(widths: Mapping[str, int]) -> str:
+    """Text encoders {key: width} for messages: ``clip_l (768), clip_g (1280)``."""
+    return ", ".join(f"{key} ({width})" for key, width in widths.items())
+
+
 def read_vectors(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """The vectors of a textual inversion.
 
@@ -70,7 +75,7 @@ def _by_width(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     encoders = {k: _encoder_of(v) if v.ndim <= 2 else None for k, v in floating.items()}
     if not floating or None in encoders.values() or len(set(encoders.values())) != len(encoders):
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(tensors.items())[:4]) or "nothing"
-        widths = ", ".join(f"{k} ({w})" for k, w in KNOWN_WIDTHS.items())
+        widths = in_words(KNOWN_WIDTHS)
         raise ValueError(f"{source} is not a style: it holds {shapes}{', ...' if len(tensors) > 4 else ''}. Expected "
                          f"the vectors of one text encoder, or of several that differ in width: {widths}. "
                          f"{USE_IN_PROMPT}")

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ..inst_core import guessing, host, preprocess
 from ..inst_core.metrics.alexnet import AlexNet
+from ..inst_core.textual_inversion import in_words
 from .compare import lpips_weights
-from .sockets import CATEGORY, InstStyle
+from .sockets import CATEGORY, InstStyle, problem_of
 
 GO_ON = "Learn InST Style goes on from it in about 20 steps."
 NO_ENCODERS = "(put an encoder into models/inst_encoders)"
@@ -26,9 +27,9 @@ def features_of(pictures: Tensor, about: guessing.About, clip_vision) -> Tensor:
 def check_clip(widths: dict[str, int], about: guessing.About, name: str) -> None:
     """Raises ValueError unless an encoder guesses for these text encoders {key: width}."""
     if widths != about.widths:
-        wanted, found = (", ".join(f"{k} ({w})" for k, w in table.items()) for table in (about.widths, widths))
-        raise ValueError(f"{name} guesses styles for the text encoders {wanted}; the connected clip has {found}. Use "
-                         f"the text encoder of {about.base_model or about.family}, or an encoder for this one.")
+        raise ValueError(f"{name} guesses styles for the text encoders {in_words(about.widths)}; the connected clip "
+                         f"has {in_words(widths)}. Use the text encoder of {about.base_model or about.family}, or an "
+                         "encoder for this one.")
 
 
 class InSTGuessStyle(io.ComfyNode):
@@ -69,11 +70,7 @@ class InSTGuessStyle(io.ComfyNode):
         if encoder_name == NO_ENCODERS:
             return ("There is no encoder to guess with. Put one into models/inst_encoders (tools/train_encoder makes "
                     "them), press R and choose it here.")
-        try:
-            host.guesser_path(encoder_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(host.guesser_path, encoder_name)
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name, **others) -> str:

@@ -9,7 +9,7 @@ from ..inst_core.learning import STOPPED, Learned
 from ..inst_core.recipes import AUTO, GOOD, QUALITIES, RECIPES, START_WORDS, choose_recipe
 from ..inst_core.stages import MOST
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
-from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, seed_input
+from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, problem_of, seed_input
 
 
 def suited(name: str) -> str:
@@ -125,11 +125,7 @@ class InSTLearnStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name="style") -> bool | str:
-        try:
-            saving.check_name("style" if name is None else name)  # None: from another node
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(saving.check_name, "style" if name is None else name)  # None: from another node
 
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,

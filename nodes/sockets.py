@@ -1,4 +1,6 @@
 """Sockets and widgets that several nodes share."""
+from collections.abc import Callable
+
 from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
@@ -13,6 +15,15 @@ ZERO_IS_AUTO = {"zero": "auto"}  # extra_dict of a number: web/inst.js writes "a
 
 InstStyle = io.Custom("INST_STYLE")
 LossMap = io.Custom("LOSS_MAP")
+
+
+def problem_of(check: Callable, *arguments: object) -> bool | str:
+    """An answer of validate_inputs: True, or why ``check(*arguments)`` refused with a ValueError."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def strength_input(default: float = 0.7) -> io.Float.Input:

@@ -9,7 +9,7 @@ from ..inst_core.learning import final_vectors
 from ..inst_core.recipes import START_WORDS
 from ..inst_core.strength import SHAPES, Course
 from ..inst_core.style import Style, check_fits, load_style, thumbnail
-from .sockets import CATEGORY, InstStyle, seed_input
+from .sockets import CATEGORY, InstStyle, problem_of, seed_input
 
 NO_STYLES = "(learn a style first)"
 NO_EMBEDDINGS = "(put embeddings.pt into models/embeddings)"
@@ -91,11 +91,7 @@ class InSTLoadStyle(io.ComfyNode):
         if style_name == NO_STYLES or not host.style_files():
             return ("There is no style yet: learn one first. Run Learn InST Style once (template 2 Learn a style), "
                     "then press R and choose it here.")
-        try:
-            host.style_path(style_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(host.style_path, style_name)
 
     @classmethod
     def execute(cls, style_name) -> io.NodeOutput:
@@ -125,11 +121,7 @@ class InSTSaveStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name) -> bool | str:
-        try:
-            saving.check_name(name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(saving.check_name, name)
 
     @classmethod
     def execute(cls, style, name) -> io.NodeOutput:
@@ -164,11 +156,7 @@ class InSTImportEmbeddings(io.ComfyNode):
     def validate_inputs(cls, embeddings_name) -> bool | str:
         if embeddings_name == NO_EMBEDDINGS:
             return "There is no embeddings.pt. Copy one into models/embeddings, press R and choose it here."
-        try:
-            host.embeddings_path(embeddings_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(host.embeddings_path, embeddings_name)
 
     @classmethod
     def fingerprint_inputs(cls, embeddings_name, **others) -> str:

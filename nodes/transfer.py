@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..inst_core import host
 from ..inst_core.methods import METHODS, common, files_of, gatys, load_style_model, official_names, vgg
-from .sockets import COMPARE_CATEGORY, seed_input, to_image, to_pictures
+from .sockets import COMPARE_CATEGORY, problem_of, seed_input, to_image, to_pictures
 from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
@@ -63,11 +63,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
     def validate_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> bool | str:
         if method == CHOSEN_FILES:
             return file_problem(file_1, file_2, file_3, file_4)
-        try:
-            official_names(method, weight_files())
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem_of(official_names, method, weight_files())
 
     @classmethod
     def fingerprint_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import bench_demo
 import in_process
 import torch
 from torch import Tensor
@@ -46,10 +47,8 @@ class Case:
 def case_of(paintings: Sequence, index: int, side: int) -> Case:
     from demo_model.quality import Picture
 
-    from inst_core.metrics.trivial import resized
-
     word = paintings[(index + 1) % len(paintings)]
-    clean, thing = (Picture(p.name, resized(p.pixels, (side, side))) for p in (paintings[index], word))
+    clean, thing = (bench_demo.of_side(p, side) for p in (paintings[index], word))
     pixels = torch.where(mask_of_thing(side).unsqueeze(1).bool(), thing.pixels, clean.pixels)
     return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels), word)
 
@@ -59,16 +58,17 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         import evaluate
-        from demo_model.quality import BASE, Studio
+        from demo_model.quality import ALONE, Studio
 
         from inst_core import metrics
 
-        self.base, self.studio = BASE, Studio(options, options.work / "styles")
+        self.base, self.studio = ALONE, Studio(options, options.work / "styles")
         networks = metrics.load_networks(evaluate.read_weights(options.models / "lpips-alex.safetensors"))
         self.judge, self.folder = metrics.Judge(networks, options.side), options.work / "results"
 
     def learned(self, painting, **more) -> Path:
-        """The file of a painting's style, learned through the node with the demo's settings and further inputs."""
+        """The file of a painting's style, learned through the node from the word *painting*, with further
+        inputs."""
         from inst_pack.inst_core.style import save_style
         from inst_pack.nodes.learn import InSTLearnStyle
 
@@ -148,14 +148,12 @@ def main(args: argparse.Namespace) -> int:
     from demo_model.networks import host
 
     host(args.device.type == "cpu", args.comfyui)
-    from demo_model.quality import Picture, pictures_in
+    from demo_model.quality import pictures_in
 
     from inst_core.metrics import TRIVIAL
     from inst_core.metrics.tables import markdown
-    from inst_core.metrics.trivial import resized
 
-    contents = [Picture(p.name, resized(p.pixels, (args.side, args.side)))
-                for p in pictures_in(args.contents, args.count[0])]
+    contents = [bench_demo.of_side(p, args.side) for p in pictures_in(args.contents, args.count[0])]
     paintings = pictures_in(args.styles, None)
     bench, found = Bench(args), {}
     for index in range(min(args.count[1], len(paintings))):

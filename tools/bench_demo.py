@@ -38,15 +38,15 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         torch.set_num_threads(1)
-        args.device, args.clip_vision = torch.device("cpu"), None
+        args.device, args.clip_vision, args.models = torch.device("cpu"), None, args.weights.parent
         self.studio = Studio(args, args.work / "styles" / evaluate.sha256(args.checkpoint)[:16])
         from inst_core import metrics
 
         self.judge = metrics.Judge(metrics.load_networks(evaluate.read_weights(args.weights)), args.pixels)
         self.contents, whole = ([*_spread(quality.pictures_in(folder, None), count)]
                                 for folder, count in zip((args.contents, args.styles), args.count, strict=True))
-        self.contents = [_of_side(p, args.pixels) for p in self.contents]
-        self.styles = [_of_side(p, args.pixels) for p in whole]
+        self.contents = [of_side(p, args.pixels) for p in self.contents]
+        self.styles = [of_side(p, args.pixels) for p in whole]
         self._learned_from = dict(zip((s.digest for s in self.styles), whole, strict=True))
 
     def conditioning(self, painting: Picture, **changes):
@@ -100,7 +100,8 @@ def _spread(pictures: Sequence[Picture], count: int) -> Sequence[Picture]:
     return [pictures[round(i * (len(pictures) - 1) / max(count - 1, 1))] for i in range(min(count, len(pictures)))]
 
 
-def _of_side(picture: Picture, side: int) -> Picture:
+def of_side(picture: Picture, side: int) -> Picture:
+    """The picture, shrunk to a square of this side."""
     from inst_core.metrics.trivial import resized
 
     return Picture(picture.name, resized(picture.pixels, (side, side)))

@@ -11,6 +11,7 @@ from unittest import mock
 
 import bench_demo
 import torch
+from demo_model.quality import ALONE, WITHOUT_GUESS
 
 SCHEDULERS = "ddim_uniform", "normal", "karras", "InST cosine"
 HEAD = ("where", "schedule", "held-out loss, kept", "Gram to style", "self-similarity", "LPIPS to content",
@@ -18,21 +19,21 @@ HEAD = ("where", "schedule", "held-out loss, kept", "Gram to style", "self-simil
 COLUMNS = (("gram", 3), ("self_similarity", 4), ("lpips", 3), ("palette_lab", 2))
 
 
-def cosine_bank(model_sampling, draw, views, recipe, generator):
+def cosine_bank(model_sampling, draw, views, recipe, generator, *more):
     """``draw`` a bank as learning does, at times that are equally far apart on the cosine clock."""
-    bank = draw(views, recipe, generator)
+    bank = draw(views, recipe, generator, *more)
     low, high = (torch.tensor(float(s)).atan() for s in (model_sampling.sigma_min, model_sampling.sigma_max))
     sigma = (low + bank.time / recipe.strongest * (high - low)).tan()
     return replace(bank, time=model_sampling.timestep(sigma).float() / (len(model_sampling.sigmas) - 1))
 
 
 def learn(bench, painting, args: argparse.Namespace):
-    """(style, held-out loss kept) with the demo's settings."""
+    """(style, held-out loss kept), from the word *painting*."""
     from inst_pack.inst_core import host
     from inst_pack.inst_core.recipes import choose_recipe
     from inst_pack.inst_core.style import Style
 
-    studio, base = bench.studio, bench_demo.BASE
+    studio, base = bench.studio, ALONE
     recipe = choose_recipe(base.encoder, base.tokens, args.learning_steps, base.batch, base.learning_rate)
     with torch.inference_mode():
         encoder = host.make_encoder(studio.clip, recipe)
@@ -44,7 +45,7 @@ def learn(bench, painting, args: argparse.Namespace):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_demo.add_arguments(parser, styles=2)
     parser.add_argument("--steps", type=int, default=8, help="sampling steps (8)")
-    parser.add_argument("--learning-steps", type=int, default=bench_demo.BASE.learning_steps)
+    parser.add_argument("--learning-steps", type=int, default=ALONE.learning_steps)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -63,12 +64,12 @@ def main(args: argparse.Namespace) -> int:
         bench_demo.say(rows[-1])
 
     with torch.inference_mode():
-        shipped = {s.digest: bench.conditioning(s) for s in bench.styles}
+        learned = {s.digest: bench.conditioning(s, **WITHOUT_GUESS) for s in bench.styles}
     strength = bench_demo.BASE.strength
     for scheduler in SCHEDULERS:
         sigmas = (host.cosine_sigmas(model, args.steps, strength) if scheduler == SCHEDULERS[-1]
                   else host.sampling_sigmas(model, scheduler, args.steps, strength))
-        row("sampling", scheduler, "", shipped, sigmas=sigmas)
+        row("sampling", scheduler, "", learned, sigmas=sigmas)
     for schedule, bank in (("uniform in time", learning.draw_bank),
                            ("cosine clock", partial(cosine_bank, sampling, learning.draw_bank))):
         positives, losses = {}, []

@@ -9,11 +9,9 @@ import argparse
 from pathlib import Path
 
 import bench_color
-import evaluate
 import in_process
 import torch
-from demo_model.quality import BASE, Studio
-from demo_model.settings import SIDE
+from demo_model.quality import BASE, Studio, middle_square
 from PIL import Image
 from torch import Tensor
 from workflow_thumbnail import strip
@@ -21,13 +19,6 @@ from workflow_thumbnail import strip
 DOCS, SAMPLES, STYLES = (in_process.ROOT / part for part in ("web/docs", "samples", "styles/inst-demo"))
 PHOTOGRAPH = "inst_photograph.jpg"
 PAINTING, STYLE, STRENGTH = "inst_painting.jpg", "van_gogh.safetensors", 0.9
-
-
-def picture(name: str) -> Tensor:
-    """(1, SIDE, SIDE, 3), the middle of a sample."""
-    whole = evaluate.open_picture(SAMPLES / name, SIDE)
-    top, left = ((n - SIDE) // 2 for n in whole.shape[2:])
-    return whole[..., top:top + SIDE, left:left + SIDE].permute(0, 2, 3, 1).contiguous()
 
 
 def image(made: Tensor) -> Image.Image:
@@ -38,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
-    parser.set_defaults(device=torch.device("cpu"), clip_vision=None)
+    parser.set_defaults(device=torch.device("cpu"), clip_vision=None, models=in_process.MODELS / "style_transfer")
     args = parser.parse_args()
     studio = Studio(args, in_process.ROOT / ".dev" / "pairs")
     from inst_pack.inst_core.style import load_style
@@ -49,7 +40,7 @@ def main() -> None:
     from nodes import CLIPTextEncode
 
     with torch.inference_mode():
-        pictures = [picture(name) for name in (PHOTOGRAPH, PAINTING)]
+        pictures = [middle_square(SAMPLES / name).permute(0, 2, 3, 1) for name in (PHOTOGRAPH, PAINTING)]
         content, style = ({"samples": studio.vae.encode(p)} for p in pictures)
         matched = InSTMatchColor.execute(content, style, BASE.color, 1.0).result[0]
         positive = InSTStyleConditioning.execute(studio.clip, load_style(STYLES / STYLE), "*", 1.0).result[0]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..textual_inversion import in_words
 from .families import (
     FAMILIES,
     NOT_LEARNABLE,
@@ -89,7 +90,7 @@ def _check_clip(name: str, node: str, widths: Mapping[str, int]) -> None:
     if not rows or any(set(widths) <= set(family.text) for family in rows):
         return
     wanted = " or ".join(", ".join(family.text) for family in rows)
-    has = ", ".join(f"{key} ({width})" for key, width in widths.items())
+    has = in_words(widths)
     known = label_of_encoders(widths)
     raise ValueError(f"{node}: the CLIP comes from another model{f' ({known})' if known else ''}: it has the text "
                      f"encoders {has}, and the connected model ({rows[0].label}) is prompted through {wanted}. Connect "

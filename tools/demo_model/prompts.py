@@ -62,6 +62,10 @@ class StyleSpace:
         return text.TOKEN_NORM * F.normalize(text.neutral_style() + apart, dim=-1)
 
 
+    def told(self, vectors: Tensor) -> Tensor:
+        """Pseudo-words (TOKENS, 768) of one style vector (1, 100), all tokens alike."""
+        return self.words(vectors).expand(TOKENS, -1).contiguous()
+
     @staticmethod
     def neutral_word() -> Tensor:
         """(768,) what all styles have in common, and learning starts from."""

@@ -14,7 +14,7 @@ import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from . import checkpoint, teacher
 from .files import write_whole
 from .networks import host
-from .prompts import TOKENS, StyleSpace
+from .prompts import StyleSpace
 from .settings import DEMO, GUESSER, SIDE, Settings
 from .sheets import save_sheet
 from .training import say
@@ -63,6 +63,7 @@ class Variant(Settings):
 
 BASE = Variant(**asdict(DEMO))
 WITHOUT_GUESS = {"guess": False, "learning_steps": 30, "learning_rate": 0.005}
+ALONE = replace(BASE, **WITHOUT_GUESS)  # learned from the word *painting*
 ABLATIONS: dict[str, dict[str, object]] = {
     "embedding:": {"reuse": True},
     "only guessed": {"style": "guessed"},
@@ -94,8 +95,11 @@ LEARNING = "guess", "encoder", "tokens", "learning_steps", "batch", "learning_ra
 NEED_VISION = "attention", "paper", "released"
 
 
-def guesser_digest(variant: Variant) -> str:
-    return hashlib.sha256((ROOT / "inst_encoders" / variant.guesser).read_bytes()).hexdigest()
+@cache
+def guesser_digest(name: str) -> str:
+    import evaluate
+
+    return evaluate.sha256(ROOT / "inst_encoders" / name)
 
 
 # ---- pictures ----
@@ -117,10 +121,17 @@ def pictures_in(folder: Path, most: int | None) -> list[Picture]:
 
     found = []
     for name, path in list(evaluate.pictures_in(folder).items())[:most]:
-        whole = evaluate.open_picture(path, SIDE)
-        top, left = ((side - SIDE) // 2 for side in whole.shape[2:])
-        found.append(Picture(name, whole[..., top:top + SIDE, left:left + SIDE].contiguous()))
+        found.append(Picture(name, middle_square(path)))
     return found
+
+
+def middle_square(path: Path) -> Tensor:
+    """(1, 3, SIDE, SIDE) in [0, 1] of a picture file."""
+    import evaluate
+
+    whole = evaluate.open_picture(path, SIDE)
+    top, left = ((side - SIDE) // 2 for side in whole.shape[2:])
+    return whole[..., top:top + SIDE, left:left + SIDE].contiguous()
 
 
 # ---- the nodes ----
@@ -171,7 +182,7 @@ class Studio:
         kept = {k: getattr(variant, k) for k in ("encoder", "tokens", "learning_steps", "batch", "learning_rate",
                                                  "strongest", "seed")}
         if variant.guess:
-            kept["guesser"] = guesser_digest(variant)
+            kept["guesser"] = guesser_digest(variant.guesser)
         return self.folder / f"{digest(painting.digest, kept)}.safetensors"
 
     def learn(self, painting: Picture, variant: Variant) -> Path:
@@ -198,8 +209,7 @@ class Studio:
         """The style that the teacher's numbers tell."""
         from inst_pack.inst_core.style import Style
 
-        words = self.space.words(self.teacher.measured(painting.pixels)).expand(TOKENS, -1).contiguous()
-        return Style({"clip_l": words}, family="SD15")
+        return Style({"clip_l": self.space.told(self.teacher.measured(painting.pixels))}, family="SD15")
 
     def positive(self, variant: Variant, painting: Picture):
         """The conditioning of a style."""
@@ -267,7 +277,7 @@ def of_inst(name: str, variant: Variant, studio: Studio, styles: Sequence[Pictur
     settings = {k: v for k, v in asdict(variant).items() if k not in LEARNING or variant.style in LEARNED}
     del settings["guesser"]
     if settings.get("guess") or variant.style == "guessed":
-        settings["guesser"] = guesser_digest(variant)
+        settings["guesser"] = guesser_digest(variant.guesser)
     return Method(name, {"checkpoint": checkpoint_digest, "of": [s.digest for s in styles] * (variant.style == "wrong"),
                          **settings}, paint)
 

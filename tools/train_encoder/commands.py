@@ -73,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--keep-every", type=int, default=100, help="steps between checkpoints")
     train.add_argument("--say-every", type=int, default=50)
 
-    judge = stage("judge", "leakage and retrieval on held-out styles")
-    judge.add_argument("encoders", type=Path, nargs="+")
+    stage("judge", "leakage and retrieval on held-out styles").add_argument(
+        "encoders", type=Path, nargs="+")
     measure = stage("measure", "held-out losses of guesses for the demo model, beside learning; goes on after any end")
     measure.add_argument("encoder", type=Path)
     measure.add_argument("--paintings", type=Path, required=True, help="folder of paintings")
@@ -88,7 +88,6 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu", default="H100")
     plan.add_argument("--peak", type=float, default=989.0, help="its TFLOP/s in bfloat16, without sparsity")
     plan.add_argument("--used", type=float, default=0.4, help="share of it that training reaches")
-    del judge
     return top
 
 

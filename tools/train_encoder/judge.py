@@ -6,8 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inst_core import guessing
+from inst_core.metrics.tables import markdown
 
 from .cache import Cached
+
+HEAD = "encoder", "within a style", "between styles", "ratio", "retrieval", "distance to told words"
 
 
 def distances(words: Tensor, groups: Tensor) -> tuple[float, float, float]:
@@ -32,12 +35,12 @@ def judge(options: argparse.Namespace) -> None:
     told = torch.stack([cached[0, i]["words"] for i in range(len(cached))])
     names = list(cached.groups)
     groups = torch.tensor([names.index(name) for name in cached.group_of])
-    print("| encoder | within a style | between styles | ratio | retrieval | distance to told words |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for path in options.encoders:
         guesser = guessing.load(path)
         words = {k: v.mean(1) / guesser.start[k].norm() for k, v in guesser(seen).items()}
         within, between, found = distances(torch.cat([*words.values()], 1), groups)
         apart = (F.normalize(words["clip_l"], dim=-1) - F.normalize(told, dim=-1)).norm(dim=-1).mean()
-        print(f"| {path.stem} | {within:.3f} | {between:.3f} | {within / between:.3f} | {100 * found:.0f} % | "
-              f"{apart:.3f} |")
+        rows.append([path.stem, f"{within:.3f}", f"{between:.3f}", f"{within / between:.3f}", f"{100 * found:.0f} %",
+                     f"{apart:.3f}"])
+    print(markdown(HEAD, rows))

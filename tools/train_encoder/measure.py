@@ -118,15 +118,15 @@ class Teller:
     them, the very words that the demo model was trained to read."""
 
     def __init__(self):
-        from demo_model.prompts import TOKENS, StyleSpace
+        from demo_model.prompts import StyleSpace
         from demo_model.teacher import Teacher
 
-        self._teacher, self._tokens = Teacher(), TOKENS
+        self._teacher = Teacher()
         self._space = StyleSpace.read(checkpoint.open_shipped().space)
 
     def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
         """Of (1, 3, H, W) in [0, 1]."""
-        return {"clip_l": self._space.words(self._teacher.measured(pictures)).expand(self._tokens, -1).contiguous()}
+        return {"clip_l": self._space.told(self._teacher.measured(pictures))}
 
 
 def remembered(path: Path, name: str, make: Callable[[], dict]) -> dict:
@@ -161,17 +161,20 @@ class Row(NamedTuple):
 
 
 def table(rows: dict[str, Row]) -> None:
-    print(f"| painting | word | {STEPS} steps from it | told by 100 numbers | guess | guess + {FEW} steps | told, "
-          f"share of the gain | guess, share | guess + {FEW} steps, share | from context words, share | seconds |\n"
-          f"|---{'|---' * 10}|")
-    for name, row in rows.items():
-        show(name, [row.word, row.learned, row.told, row.guess, row.few], row.shares(), f"{row.seconds:.2f}")
-    show("mean of shares", [], torch.tensor([row.shares() for row in rows.values()]).mean(0).tolist())
+    from inst_core.metrics.tables import markdown
+
+    head = ("painting", "word", f"{STEPS} steps from it", "told by 100 numbers", "guess", f"guess + {FEW} steps",
+            "told, share of the gain", "guess, share", f"guess + {FEW} steps, share", "from context words, share",
+            "seconds")
+    lines = [cells(name, [row.word, row.learned, row.told, row.guess, row.few], row.shares(), f"{row.seconds:.2f}")
+             for name, row in rows.items()]
+    lines.append(cells("mean of shares", [], torch.tensor([row.shares() for row in rows.values()]).mean(0).tolist()))
     sums = [sum(column) if None not in column else None for column in zip(*rows.values(), strict=True)]
-    show("all losses together", [], Row(*sums).shares())
+    lines.append(cells("all losses together", [], Row(*sums).shares()))
+    print(markdown(head, lines))
 
 
-def show(name: str, losses: list[float], shares: list[float], seconds: str = "") -> None:
-    cells = [f"{loss:.4f}" for loss in losses] or [""] * 5
-    parts = [f"{share:.0%}" for share in shares] + [""] * (4 - len(shares))
-    print(f"| {' | '.join([name, *cells, *parts, seconds])} |")
+def cells(name: str, losses: list[float], shares: list[float], seconds: str = "") -> list[str]:
+    """A line of the table."""
+    return [name, *([f"{loss:.4f}" for loss in losses] or [""] * 5),
+            *(f"{share:.0%}" for share in shares), *[""] * (4 - len(shares)), seconds]

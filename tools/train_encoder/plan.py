@@ -133,19 +133,22 @@ def plan(options: argparse.Namespace) -> None:
     use_comfyui(on_cpu=True)
     from comfy.cli_args import args
 
+    from inst_core.metrics.tables import markdown
+
     args.use_pytorch_cross_attention = True  # others ask how much memory is free
     import comfy.model_management
 
     comfy.model_management.in_training = True  # operations that can be differentiated, as Learn InST Style has it
     samples, speed = options.steps * options.batch, options.peak * 1e12 * options.used
-    hours = " | ".join(f"hours on {n} GPU{'s' * (n > 1)}" for n in GPUS)
     print(f"{options.steps:,} steps of {options.batch} samples; {options.gpu}: {options.peak:g} TFLOP/s, of which "
           f"{options.used:.0%} are reached. Not run.\n")
-    print(f"| model | TFLOP / sample | TFLOP / picture, once | {hours} | weights, GiB | kept for backward of one "
-          f"sample, GiB |\n|---|---|---|{'---|' * len(GPUS)}---|---|")
+    head = ("model", "TFLOP / sample", "TFLOP / picture, once", *(f"hours on {n} GPU{'s' * (n > 1)}" for n in GPUS),
+            "weights, GiB", "kept for backward of one sample, GiB")
+    rows = []
     for name, count in MODELS.items():
         cost = count()
         total = cost.step * samples + cost.cached * PICTURES
-        times = " | ".join(f"{total / speed / n / 3600:.1f}" for n in GPUS)
-        print(f"| {name} | {cost.step / 1e12:.3f} | {cost.cached / 1e12:.3f} | {times} | {cost.weights / 2**30:.1f} | "
-              f"{cost.kept / 2**30:.1f} |")
+        rows.append([name, f"{cost.step / 1e12:.3f}", f"{cost.cached / 1e12:.3f}",
+                     *(f"{total / speed / n / 3600:.1f}" for n in GPUS), f"{cost.weights / 2**30:.1f}",
+                     f"{cost.kept / 2**30:.1f}"])
+    print(markdown(head, rows))
