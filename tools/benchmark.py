@@ -17,20 +17,10 @@ Each takes --help.
 import argparse
 import sys
 
-import bench_ablation
-import bench_adapter
-import bench_color
-import bench_content
-import bench_learn
-import bench_memory
-import bench_methods
-import bench_quality
-import bench_schedules
-import bench_structure
+from bench import ablation, adapter, color, content, learn, memory, methods, quality, schedules, structure
 
-KINDS = {"learn": bench_learn, "quality": bench_quality, "ablation": bench_ablation, "adapter": bench_adapter,
-         "content": bench_content, "memory": bench_memory, "methods": bench_methods,
-         "structure": bench_structure, "color": bench_color, "schedules": bench_schedules}
+KINDS = {"learn": learn, "quality": quality, "ablation": ablation, "adapter": adapter, "content": content,
+         "memory": memory, "methods": methods, "structure": structure, "color": color, "schedules": schedules}
 
 
 def main() -> int:

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from client import Client, PromptError
+from comfyui.client import Client, PromptError
 from demo_model.settings import DEMO, GUESSER, SIDE, Settings
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from workflow_api import to_api
+from workflows.api import to_api
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 INST, GATYS = WORKFLOWS / "04_everything_in_one_graph.json", WORKFLOWS / "19_gatys.json"

@@ -58,6 +58,7 @@ STAND_INS = {
     "controlnet/control_v11p_sd15_canny_fp16.safetensors": "controlnet/inst-small-demo-controlnet.safetensors",
 }
 
+SMALL = "small_models", "small_styleshot"  # of tests/models
 SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile"  # two processes; a file's tests share what they set up
 BROWSER = "--browser"
 CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -250,14 +251,13 @@ def link_pack() -> None:
 def models(comfyui: Path, python: Path) -> None:
     """Small models from a seed, and the weights of VGG-16, AlexNet and LPIPS from a package."""
     folder, weights = HOME / "models", TOOLS / "packaged_weights.py"
-    makers = TOOLS / "small_models.py", TOOLS / "small_styleshot.py"
+    makers = [ROOT / "tests" / "models" / f"{name}.py" for name in SMALL]
     made = folder / "checkpoints/inst-small.safetensors"
     with once("small-models", *map(digest, makers), comfyui, makes=made) as due:
         if due:
             for old in folder.rglob("inst-small*"):
                 old.unlink()
-            for maker in makers:
-                run(python, maker, comfyui, folder, what=f"making models from a seed: {maker.stem}")
+            run(python, TOOLS / "comfyui", comfyui, folder, *SMALL, what="making small models from a seed")
     demo_model(folder, python)
     stand_in(folder)
     real = folder / "style_transfer"

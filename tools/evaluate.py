@@ -32,12 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from client import Client, PromptError
-from peak_memory import PeakMemory
+from bench.peak_memory import PeakMemory
+from comfyui.client import Client, PromptError
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
-from workflow_api import to_api
+from workflows.api import to_api
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 

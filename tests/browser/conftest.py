@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "tools"), str(ROOT / "tests" / "server")]
+sys.path.append(str(ROOT / "tests" / "server"))
 import dev  # noqa: E402
 from running import COMFYUI, MODELS, make_home, serving, write_style  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""ComfyUI in process, with the small checkpoints that ``tools/small_models.py`` makes.
+"""ComfyUI in process, with the small checkpoints that ``tests/models/small_models.py`` makes.
 
 ``tools/dev.py test`` sets ``INST_COMFYUI`` (a ComfyUI checkout) and ``INST_MODELS`` (a models folder).
 ``INST_DEVICE`` is where ComfyUI computes: "cpu" unless it is set, "gpu" for its own choice, or "pretend" (see

@@ -1,26 +1,23 @@
 """The demo checkpoint in the real host: what stock nodes compute with it is what was trained."""
 import functools
 import logging
-import sys
 from pathlib import Path
 
+import comfy.sd
 import pytest
 import torch
+from conftest import MODELS
+from demo_model import checkpoint, networks, prompts, text, widen
+from demo_model import pairs_file as files
+from demo_model.denoiser import CROPS_OF_ONE, drawn, find_words, weighted_loss
+from inst_pack.inst_core import host
+from inst_pack.inst_core.encoders import PictureFeatures, build_encoder
+from inst_pack.inst_core.learning import Painting, learn_style
+from inst_pack.inst_core.recipes import Recipe
+from inst_pack.inst_core.style import Style
+from inst_pack.nodes.inversion import InSTSample
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import comfy.sd  # noqa: E402
-from conftest import MODELS  # noqa: E402
-from demo_model import checkpoint, networks, prompts, text, widen  # noqa: E402
-from demo_model import pairs_file as files  # noqa: E402
-from demo_model.denoiser import CROPS_OF_ONE, drawn, find_words, weighted_loss  # noqa: E402
-from inst_pack.inst_core import host  # noqa: E402
-from inst_pack.inst_core.encoders import PictureFeatures, build_encoder  # noqa: E402
-from inst_pack.inst_core.learning import Painting, learn_style  # noqa: E402
-from inst_pack.inst_core.recipes import Recipe  # noqa: E402
-from inst_pack.inst_core.style import Style  # noqa: E402
-from inst_pack.nodes.inversion import InSTSample  # noqa: E402
-
-import nodes as host_nodes  # noqa: E402
+import nodes as host_nodes
 
 LORA, CONTROLNET = "inst-small-lora.safetensors", "inst-small-demo-controlnet.safetensors"
 

@@ -1,6 +1,5 @@
 """Every model family of the table, with small checkpoints in the official formats: learn, apply, invert, sample."""
 import ast
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,9 @@ import comfy.sd
 import comfy.supported_models
 import latent_preview
 import pytest
+import shrunk_families
+import small_families
+import support_table
 import torch
 from comfy_extras.nodes_custom_sampler import SDTurboScheduler
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
@@ -30,12 +32,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import shrunk_families  # noqa: E402
-import small_families  # noqa: E402
-import support_table  # noqa: E402
-
 SHRUNK = shrunk_families.SHRUNK
 EPS, V, FLOW = comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION, comfy.model_sampling.CONST
 PREDICTION = {"sd2-v": V, "sd3": FLOW, "flux": FLOW, "flux-schnell": FLOW, **dict.fromkeys(SHRUNK, FLOW),

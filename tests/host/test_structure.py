@@ -1,7 +1,5 @@
 """keep_structure of InST Sample: both ways on the host's own samplers, and that everything composes with them."""
-import sys
 from itertools import combinations
-from pathlib import Path
 
 import comfy.model_patcher
 import comfy_extras.nodes_post_processing  # noqa: F401  the host imports nodes_latent through it, in a circle
@@ -16,8 +14,6 @@ from inst_pack.inst_core.structure import coarse, steps_held, with_coarse_layout
 from inst_pack.nodes.inversion import InSTSample
 
 import nodes as host_nodes
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 STEPS = 2
 

@@ -2,7 +2,6 @@
 import inspect
 import json
 import mmap
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ import comfy.supported_models
 import comfy.utils
 import folder_paths
 import pytest
+import small_styleshot
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from inst_pack.inst_core import host
@@ -29,9 +29,6 @@ from inst_pack.nodes.styleshot import InSTApplyStyleShot, InSTLoadStyleShot
 from safetensors.torch import load_file
 
 import nodes as host_nodes
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import small_styleshot  # noqa: E402
 
 ATOL = 5e-5  # of the golden data
 ENCODER, ADAPTER = (Path(name).name for name in small_styleshot.FILES)

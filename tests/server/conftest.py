@@ -1,12 +1,9 @@
 """A real ComfyUI server over HTTP, started once for all tests and ended in every case."""
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from running import COMFYUI, MODELS, ROOT, SMALL, make_home, serving, write_style  # noqa: E402
+from running import COMFYUI, MODELS, ROOT, SMALL, make_home, serving, write_style
 
 
 def pytest_collection_modifyitems(items):
@@ -26,7 +23,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def client(home):
     """A client of a running server that has the pack."""
-    from client import Client
+    from comfyui.client import Client
 
     with serving(home) as url:
         yield Client(url)
@@ -52,7 +49,7 @@ def picture(home) -> str:
 @pytest.fixture(scope="session")
 def small_prompt(object_info, picture):
     """A workflow as a prompt that takes seconds; nodes of the titles or types in ``without`` are muted."""
-    from workflow_api import MUTED, to_api
+    from workflows.api import MUTED, to_api
 
     def convert(name: str, folder: Path = ROOT / "workflows", without: tuple[str, ...] = ()) -> dict:
         workflow = json.loads((folder / name).read_text(encoding="utf-8"))

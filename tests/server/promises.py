@@ -3,7 +3,7 @@
 Saved workflows hold node ids, widget values by position, and links by position.  So ids stay, inputs are only
 appended and may be left out, a widget still takes every value that it took, and outputs only grow.
 """
-from workflow_api import inputs_of, is_widget, options_of
+from workflows.api import inputs_of, is_widget, options_of
 
 
 def promise(info: dict) -> dict:

@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 import pytest
 import torch
-from client import PromptError
+from comfyui.client import PromptError
 from inst_pack.inst_core.library import read_metadata
 from PIL import Image
 from running import ROOT
 from safetensors.torch import save_file
-from workflow_api import AUTOGROW, has_control, inputs_of, widget_values
+from workflows.api import AUTOGROW, has_control, inputs_of, widget_values
 
 WORKFLOWS = sorted(p.name for p in (ROOT / "workflows").glob("*.json"))
 BOX = "01_start_here.json"  # a subgraph, which only the editor can take apart: it runs in the browser tier

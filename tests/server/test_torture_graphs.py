@@ -1,6 +1,6 @@
-"""Random graphs, cancels and queues on a real server, in small; by hand there is more (tools/torture_graphs.py)."""
+"""Random graphs, cancels and queues on a real server, in small; by hand there is more (tools/torture graphs)."""
 import pytest
-from torture_graphs import HOSTS, OURS, STOCK, Graphs, Torture, growth_of
+from torture.graphs import HOSTS, OURS, STOCK, Graphs, Torture, growth_of
 
 
 @pytest.fixture()

@@ -1,11 +1,8 @@
-"""tools/bench_quality.py: what its table says of runs."""
-import sys
+"""tools/bench/quality.py: what its table says of runs."""
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from bench_quality import HEAD, MARKS, Kept, put_between, table_rows  # noqa: E402
+from bench.quality import HEAD, MARKS, Kept, put_between, table_rows
 
 PAINTING, OTHER = Path("wave.png"), Path("rain.png")
 

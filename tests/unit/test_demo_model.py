@@ -6,16 +6,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import demo
+import demo_model
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import demo  # noqa: E402
-import demo_model  # noqa: E402
-from demo_model import (  # noqa: E402
+from demo_model import (
     autoencoder,
     checkpoint,
     denoiser,
@@ -28,6 +24,8 @@ from demo_model import (  # noqa: E402
     text,
     training,
 )
+from PIL import Image
+from torch import nn
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

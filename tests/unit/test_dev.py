@@ -7,10 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import dev
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import dev  # noqa: E402
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are sent")
 

@@ -3,31 +3,18 @@ import argparse
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
 
 @pytest.fixture(scope="module")
-def evaluate():
-    """The tool as it runs: its own folder is on the path."""
-    sys.path.append(str(TOOLS))
-    try:
-        import evaluate
-        return evaluate
-    finally:
-        sys.path.remove(str(TOOLS))
-
-
-@pytest.fixture(scope="module")
-def models(evaluate, tmp_path_factory):
+def models(tmp_path_factory):
     """AlexNet with LPIPS heads, and the first layers of CAST, from a seed."""
     from inst_core.methods import RECIPES
     from inst_core.metrics import alexnet, lpips
@@ -60,7 +47,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture()
-def run(evaluate, models, pictures, capsys):
+def run(models, pictures, capsys):
     def run(output: Path, *more: str) -> tuple[int, str]:
         parser = argparse.ArgumentParser()
         evaluate.add_arguments(parser)
@@ -77,7 +64,7 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_resumed_is_uninterrupted(run, evaluate, tmp_path, monkeypatch):
+def test_resumed_is_uninterrupted(run, tmp_path, monkeypatch):
     status, said = run(tmp_path / "whole")
     assert status == 0 and "| CAST" in said and "left out: notes.pth" in said
 
@@ -121,7 +108,7 @@ def test_resumed_is_uninterrupted(run, evaluate, tmp_path, monkeypatch):
     assert status == 1 and "run.json is of a run with other pictures or settings" in said
 
 
-def test_the_unrelated_picture_is_the_next_content(evaluate, run, tmp_path):
+def test_the_unrelated_picture_is_the_next_content(run, tmp_path):
     assert run(tmp_path, "--methods", "cast")[0] == 0
     copied, unrelated = (np.asarray(Image.open(tmp_path / "pictures" / name / f"{content}__a.png")).astype(int)
                          for name, content in (("copy-of-content", "b"), ("unrelated-picture", "a")))
@@ -141,7 +128,7 @@ def test_what_is_missing_is_said_before_anything_is_made(run, tmp_path, more, me
     assert status == 1 and message in said and not (tmp_path / "out").exists()
 
 
-def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(evaluate, models, tmp_path):
+def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(models, tmp_path):
     shutil.copytree(models, tmp_path / "models")
     (tmp_path / "workflow.json").write_text("{}")
     options = argparse.Namespace(workflow={"other": tmp_path / "workflow.json"}, server="http://nowhere", gatys_steps=1,
@@ -160,13 +147,13 @@ def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(evalu
     assert before["other"].remote and not before["CAST"].remote
 
 
-def test_the_presets_size(evaluate):
+def test_the_presets_size():
     options = argparse.Namespace(preset="styleid", size=64, square=False)
     evaluate.apply_preset(options, 20, 40)
     assert options.size == 512 and options.square
 
 
-def test_pictures_are_opened_at_the_size_asked_for(evaluate, pictures, tmp_path):
+def test_pictures_are_opened_at_the_size_asked_for(pictures, tmp_path):
     path = pictures / "contents" / "a.png"
     assert evaluate.open_picture(path, 20).shape == (1, 3, 28, 20)
     assert evaluate.open_picture(path, 20, square=True).shape == (1, 3, 20, 20)
@@ -211,7 +198,7 @@ def workflow(tmp_path: Path, *titles: str) -> Path:
     return path
 
 
-def test_a_workflow_gets_both_pictures_and_gives_its_saved_one(evaluate, monkeypatch, tmp_path):
+def test_a_workflow_gets_both_pictures_and_gives_its_saved_one(monkeypatch, tmp_path):
     server = Server()
     monkeypatch.setattr(evaluate, "Client", lambda url: server)
     monkeypatch.setattr(evaluate, "upload", Server.upload)

@@ -1,12 +1,8 @@
 """Renderings by rule: what the demo model is trained on has to be the same from the same seed, and a picture."""
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from demo_model import painterly  # noqa: E402
+from demo_model import painterly
 
 
 @pytest.fixture(scope="module")

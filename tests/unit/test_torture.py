@@ -1,35 +1,19 @@
-"""A small part of tools/torture.py: damaged files and faults under saving."""
+"""A small part of tools/torture: damaged files and faults under saving."""
 import mmap
 import os
 import sys
-from pathlib import Path
 
 import pytest
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-
-@pytest.fixture(scope="module")
-def tools():
-    """(torture_files, torture_faults) as the tool runs them: its own folder is on the path."""
-    sys.path.append(str(TOOLS))
-    try:
-        import torture_faults
-        import torture_files
-        return torture_files, torture_faults
-    finally:
-        sys.path.remove(str(TOOLS))
+from torture import faults, files
 
 
-def test_damaged_files_are_read_or_refused_by_name(tools, tmp_path):
-    files, _ = tools
+def test_damaged_files_are_read_or_refused_by_name(tmp_path):
     outcomes = list(files.run(range(600), tmp_path))
     assert [found for found in outcomes if found[2]] == []
     assert {outcome for _, outcome, _ in outcomes} == {"read", "refused"} and not list(tmp_path.iterdir())
 
 
-def test_a_finding_can_be_made_again(tools):
-    files, _ = tools
+def test_a_finding_can_be_made_again():
     assert [files.case(n) for n in (7, 8, 9)] == [files.case(n) for n in (7, 8, 9)]
     assert len({files.case(n).data for n in range(60)}) > 50
 
@@ -55,8 +39,7 @@ def runs(path):
     (raises(KeyError("x")), "KeyError"), (raises(ValueError("no name")), "does not name the file"),
     (raises(UnicodeDecodeError("utf-8", b"", 0, 1, "a.pt")), "UnicodeDecodeError"), (greedy, "took 2"),
     (runs, "ran something: os.system"), (lambda path: path.name, None), (raises(ValueError("a.pt is cut")), None)])
-def test_every_kind_of_finding_is_found(tools, tmp_path, read, found):
-    files, _ = tools
+def test_every_kind_of_finding_is_found(tmp_path, read, found):
     if found == "took 2" and sys.platform != "linux":
         pytest.skip("memory is read from /proc")
     _, fault = files.judge(files.Case("a.pt", b"x", read), tmp_path, files.Watch())
@@ -64,8 +47,7 @@ def test_every_kind_of_finding_is_found(tools, tmp_path, read, found):
 
 
 @pytest.mark.parametrize("fault", ["several_servers", "sudden_death", "moving_folder", "spoiled_file"])
-def test_no_style_is_lost(tools, tmp_path, fault):
-    _, faults = tools
+def test_no_style_is_lost(tmp_path, fault):
     few = {"several_servers": (2, 10), "sudden_death": (3,), "moving_folder": (20,), "spoiled_file": (0.3,)}[fault]
     result = getattr(faults, fault)(tmp_path, *few)
     assert result.wrong == [] and result.trials

@@ -1,11 +1,7 @@
 """UI-format workflows as prompts."""
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from workflow_api import WorkflowError, to_api  # noqa: E402
+from workflows.api import WorkflowError, to_api
 
 INFO = {
     "Load": {"input": {"required": {"name": [["a", "b"], {}]}}, "output": ["MODEL"], "display_name": "Load It"},

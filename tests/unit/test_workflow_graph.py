@@ -1,14 +1,10 @@
 """Workflows and blueprints as they are written from descriptions."""
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-from workflow_api import to_api  # noqa: E402
-from workflow_graph import INPUT, Download, Graph  # noqa: E402
-from workflow_thumbnail import halves, strip, thumbnail  # noqa: E402
+from workflows.api import to_api
+from workflows.graph import INPUT, Download, Graph
+from workflows.thumbnail import halves, strip, thumbnail
 
 INFO = {
     "Load": {"input": {"required": {"name": [["other", "a.safetensors"], {}]}}, "output": ["MODEL", "IMAGE"],

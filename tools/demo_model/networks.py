@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from in_process import use_comfyui
+from comfyui.in_process import use_comfyui
 from torch import Tensor, nn
 
 WIDTH = 160

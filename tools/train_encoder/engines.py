@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
+from comfyui.in_process import use_comfyui
 from demo_model import checkpoint, networks, prompts
-from in_process import use_comfyui
 from torch import Tensor
 
 DEMO = "demo"

@@ -128,7 +128,7 @@ MODELS: dict[str, Callable[[], Cost]] = {
 
 def plan(options: argparse.Namespace) -> None:
     """The stage: a table."""
-    from in_process import use_comfyui
+    from comfyui.in_process import use_comfyui
 
     use_comfyui(on_cpu=True)
     from comfy.cli_args import args

@@ -8,9 +8,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-import bench_demo
 import numpy as np
 import torch
+
+from bench import demo
 
 STRENGTHS = 0.2, 0.4, 0.6, 0.8, 1.0
 KEPT = [(strength, keep, way) for keep, way in ((0.5, "coarse"), (1.0, "coarse"), (1.0, "queries"), (1.0, "both"))
@@ -34,7 +35,7 @@ def below(row: Mapping[str, float], lowering: np.ndarray) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    bench_demo.add_arguments(parser, styles=2)
+    demo.add_arguments(parser, styles=2)
     parser.add_argument("--steps", type=int, default=8, help="sampling steps (8)")
     parser.add_argument("--style", choices=["own", "told"], default="own",
                         help="own: learned from the painting; told: words that the demo model's teacher finds "
@@ -42,19 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    bench = bench_demo.Bench(args)
+    bench = demo.Bench(args)
     from inst_core.metrics.tables import markdown
 
     with torch.inference_mode():
         positives = {s.digest: bench.conditioning(s, style=args.style) for s in bench.styles}
 
     def run(strength: float, keep: float, way: str) -> dict[str, float]:
-        model, calls = bench_demo.counted(bench.studio.model)
+        model, calls = demo.counted(bench.studio.model)
         found = bench.measure(lambda content, style: bench.repainted(
             content, style, positives[style.digest], model, args.steps, strength, keep_structure=keep,
             keep_structure_by=way))
         found["pictures"] = sum(calls) / len(bench.contents) / len(bench.styles)
-        bench_demo.say(strength, keep, way, {k: round(v, 4) for k, v in found.items()})
+        demo.say(strength, keep, way, {k: round(v, 4) for k, v in found.items()})
         return found
 
     lowered = {strength: run(strength, 0.0, "coarse") for strength in STRENGTHS}

@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import partial
 from unittest import mock
 
-import bench_demo
 import torch
 from demo_model.quality import ALONE, WITHOUT_GUESS
+
+from bench import demo
 
 SCHEDULERS = "ddim_uniform", "normal", "karras", "InST cosine"
 HEAD = ("where", "schedule", "held-out loss, kept", "Gram to style", "self-similarity", "LPIPS to content",
@@ -43,13 +44,13 @@ def learn(bench, painting, args: argparse.Namespace):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    bench_demo.add_arguments(parser, styles=2)
+    demo.add_arguments(parser, styles=2)
     parser.add_argument("--steps", type=int, default=8, help="sampling steps (8)")
     parser.add_argument("--learning-steps", type=int, default=ALONE.learning_steps)
 
 
 def main(args: argparse.Namespace) -> int:
-    bench = bench_demo.Bench(args)
+    bench = demo.Bench(args)
     from inst_pack.inst_core import host, learning
     from inst_pack.inst_core.metrics.tables import markdown
     from inst_pack.nodes.style import InSTStyleConditioning
@@ -61,11 +62,11 @@ def main(args: argparse.Namespace) -> int:
         found = bench.measure(lambda content, style: bench.repainted(content, style, positives[style.digest],
                                                                      steps=args.steps, **more))
         rows.append([where, schedule, loss, *(f"{found[key]:.{digits}f}" for key, digits in COLUMNS)])
-        bench_demo.say(rows[-1])
+        demo.say(rows[-1])
 
     with torch.inference_mode():
         learned = {s.digest: bench.conditioning(s, **WITHOUT_GUESS) for s in bench.styles}
-    strength = bench_demo.BASE.strength
+    strength = demo.BASE.strength
     for scheduler in SCHEDULERS:
         sigmas = (host.cosine_sigmas(model, args.steps, strength) if scheduler == SCHEDULERS[-1]
                   else host.sampling_sigmas(model, scheduler, args.steps, strength))

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
-from peak_memory import PeakMemory
+from bench.peak_memory import PeakMemory
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from inst_core.library import read_metadata
 from inst_core.official import load_embeddings

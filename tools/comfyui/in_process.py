@@ -1,12 +1,11 @@
 """ComfyUI and the pack's core in this process, for tools that make models, measure or train."""
-import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / ".dev" / "home" / "models"
+sys.path.append(str(ROOT / "tests" / "models"))  # small models for tests and benchmarks
 
 
 def use_comfyui(on_cpu: bool, comfyui: Path | None = None) -> None:
@@ -23,13 +22,3 @@ def use_comfyui(on_cpu: bool, comfyui: Path | None = None) -> None:
     from comfy.cli_args import args
 
     args.cpu = on_cpu
-
-
-def make_models(write: Callable[[Path], None]) -> None:
-    """The command line of what makes models: COMFYUI MODELS."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("comfyui", type=Path, help="a ComfyUI checkout")
-    parser.add_argument("models", type=Path, help="the folder of models where they are written")
-    args = parser.parse_args()
-    use_comfyui(on_cpu=True, comfyui=args.comfyui)
-    write(args.models)

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import evaluate
-import in_process
 import torch
+from comfyui import in_process
 from demo_model import quality
 from demo_model.quality import BASE, Picture, Studio
 from torch import Tensor

@@ -7,10 +7,11 @@ picture.  With --contents and --styles, also how far the palettes of photographs
 import argparse
 from collections.abc import Sequence
 
-import bench_demo
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bench import demo
 
 SIDE = 256
 REGIONS = "sky", "hair", "coat", "water"  # and the face, whose colour is the same in all
@@ -83,11 +84,11 @@ def delta_e(studio, way: str) -> Tensor:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    bench_demo.add_arguments(parser, pixels=SIDE)
+    demo.add_arguments(parser, pixels=SIDE)
 
 
 def main(args: argparse.Namespace) -> int:
-    bench = bench_demo.Bench(args)
+    bench = demo.Bench(args)
     from inst_core.metrics.palette import lab_distance
     from inst_core.metrics.tables import markdown
 
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
                     palettes.append(float(lab_distance(made.permute(0, 3, 1, 2), style.pixels)))
         rows.append([way, f"{errors.mean():.1f}", *(f"{e:.1f}" for e in errors.mean(0)), f"{errors.max():.1f}",
                      f"{sum(palettes) / len(palettes):.2f}" if palettes else ""])
-        bench_demo.say(rows[-1], [f"{p:.1f}" for p in palettes])
+        demo.say(rows[-1], [f"{p:.1f}" for p in palettes])
     print(f"\n{bench.heading()}; {len(errors)} drawn pairs\n")
     print(markdown(("method", "Delta E", *REGIONS, "worst", "palette, Lab"), rows))
     return 0

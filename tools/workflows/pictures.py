@@ -1,22 +1,21 @@
 """Makes the pictures that the pack shows of itself: thumbnails of the templates and the strip on the help pages.
 
-    python tools/make_pictures.py SERVER_URL HOME     (those of ``dev.py serve``)
-
 Every picture is what a shipped workflow makes on the demo checkpoint, with the demo's settings.  Workflows whose
 weights are not there, or stood in for, show the photograph and the painting that they would start from.
 """
+import argparse
 import json
-import sys
 from pathlib import Path
 
-from client import Client, PromptError
+from comfyui.client import Client, PromptError
 from demo import chosen, connect_guess, result_of
 from demo_model.settings import DEMO, GUESSER
 from PIL import Image
-from workflow_api import WorkflowError, to_api
-from workflow_thumbnail import halves, strip, thumbnail
 
-ROOT = Path(__file__).resolve().parents[1]
+from workflows.api import WorkflowError, to_api
+from workflows.thumbnail import halves, strip, thumbnail
+
+ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS, SAMPLES = ROOT / "workflows", ROOT / "samples"
 STRIP = ROOT / "web" / "docs" / "photograph_painting_result.jpg"
 WHOLE = "04_everything_in_one_graph"
@@ -64,9 +63,15 @@ def title_of(name: str) -> tuple[str, str]:
     return name.partition("_")[0], next(n["title"] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
 
 
-def main() -> None:
-    client, home = Client(sys.argv[1]), Path(sys.argv[2])
-    names = sys.argv[3:] or sorted(p.stem for p in WORKFLOWS.glob("*.json"))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", help="of a running server")
+    parser.add_argument("home", type=Path, help="its folder with input and output, .dev/home")
+    parser.add_argument("names", nargs="*", help="templates (default all)")
+
+
+def main(args: argparse.Namespace) -> None:
+    client, home = Client(args.url), args.home
+    names = args.names or sorted(p.stem for p in WORKFLOWS.glob("*.json"))
     info, start = client.object_info(), halves(sample("inst_photograph.jpg"), sample("inst_painting.jpg"))
     for name in names:
         if name in OF_PAINTING:
@@ -79,7 +84,3 @@ def main() -> None:
         if name == WHOLE and shown is not None:
             strip([sample("inst_photograph.jpg"), sample("inst_painting.jpg"), shown]).save(STRIP, quality=88)
         print(f"[pictures] {name}: done", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peak_memory import PeakMemory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from bench.peak_memory import PeakMemory
 
 RELEASED_SAMPLES = 6100
 MATRIX = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the device's limit
@@ -245,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    import in_process
+    from comfyui import in_process
 
     in_process.use_comfyui(args.cpu or not torch.cuda.is_available())
     import comfy.model_management
@@ -291,7 +292,7 @@ def main(args: argparse.Namespace) -> int:
 def measure_other(commit: str) -> int:
     """The same command line, without the row that older commits do not have, in a checkout of another commit with this
     one's set-up."""
-    import in_process
+    from comfyui import in_process
 
     arguments = [argument for argument, before in zip(sys.argv[1:], sys.argv, strict=False)
                  if "--against" not in (argument.split("=")[0], before) and argument != "--in-turn"]

@@ -1,6 +1,6 @@
 """A small StyleShot in the official names, filled from a seed, for the U-Net of ``small_models.py``.
 
-    python tools/small_styleshot.py COMFYUI MODELS
+    python tools/comfyui COMFYUI MODELS small_styleshot
 
 writes two files of 50 MB together into MODELS/style_transfer.  Load StyleShot opens them as it opens the released ones,
 which are a hundred times larger.  The networks are random: the result shows that the style picture is heard, not what
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from in_process import make_models
 from small_models import UNET, filled, save_whole, shapes
 from torch import Tensor
 
@@ -114,7 +113,3 @@ def write(models: Path) -> None:
     """Makes the files that are not there yet."""
     for name, make in FILES.items():
         save_whole(models / name, lambda make=make: {key: value.half() for key, value in make().items()})
-
-
-if __name__ == "__main__":
-    make_models(write)

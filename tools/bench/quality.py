@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-import in_process
 import torch
+from comfyui import in_process
 from PIL import Image
 from tqdm import tqdm
 

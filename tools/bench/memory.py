@@ -10,8 +10,8 @@ import os
 import sys
 from itertools import product
 
-import in_process
 import torch
+from comfyui import in_process
 
 MODEL, WIDTH = "z-image-deep", 256
 REAL_WIDTH, REAL_PATCH = 3840, 16  # of Z-Image; pixels that make a token

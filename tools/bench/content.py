@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import bench_demo
-import in_process
 import torch
+from comfyui import in_process
 from torch import Tensor
+
+from bench import demo
 
 CLEAN, STAINED, MASKED = "clean painting", "with the thing", "style_mask"
 CONTENT, NEGATIVE, BOTH = "content word", "content word as negative", "content word, and as negative"
@@ -48,7 +49,7 @@ def case_of(paintings: Sequence, index: int, side: int) -> Case:
     from demo_model.quality import Picture
 
     word = paintings[(index + 1) % len(paintings)]
-    clean, thing = (bench_demo.of_side(p, side) for p in (paintings[index], word))
+    clean, thing = (demo.of_side(p, side) for p in (paintings[index], word))
     pixels = torch.where(mask_of_thing(side).unsqueeze(1).bool(), thing.pixels, clean.pixels)
     return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels), word)
 
@@ -153,7 +154,7 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.metrics import TRIVIAL
     from inst_core.metrics.tables import markdown
 
-    contents = [bench_demo.of_side(p, args.side) for p in pictures_in(args.contents, args.count[0])]
+    contents = [demo.of_side(p, args.side) for p in pictures_in(args.contents, args.count[0])]
     paintings = pictures_in(args.styles, None)
     bench, found = Bench(args), {}
     for index in range(min(args.count[1], len(paintings))):

@@ -1,7 +1,5 @@
 """Random graphs against a running ComfyUI: nothing breaks it.
 
-    python tools/torture_graphs.py --graphs 200 --seed 1
-
 Valid graphs are grown at random from the pack's nodes and some eighty of ComfyUI's, queued over HTTP, cancelled, queued
 again, and now and then the server is killed and started anew.  Every prompt has to end; none of the pack's nodes may
 fail in another way than by refusing its input; a stock graph gives the same bits before, between and after; memory
@@ -26,10 +24,10 @@ from typing import Any
 import dev
 import numpy as np
 import psutil
-from client import Client, PromptError
-from in_process import MODELS, ROOT
+from comfyui.client import Client, PromptError
+from comfyui.in_process import MODELS, ROOT
 from PIL import Image
-from workflow_api import is_widget, options_of
+from workflows.api import is_widget, options_of
 
 PACK = "InST_"
 SOURCES = ("CheckpointLoaderSimple", "LoadImage", "CLIPTextEncode", "VAEEncode", "InST_LoadStyle",
@@ -278,14 +276,16 @@ def growth_of(memory: list[int]) -> float:
     return statistics.median(memory[-third:]) - statistics.median(memory[third:-third]) if third > 1 else 0.0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--graphs", type=int, default=100, help="how many prompts are queued at least (default 100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no new round after this long (default an hour)")
     parser.add_argument("--kills", type=int, default=2, help="how often the server is killed (default 2)")
     parser.add_argument("--models", type=Path, default=MODELS, help="small models, as 'tools/dev.py setup' makes them")
-    args = parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> int:
+    """The number of problems, of which the last line of JSON tells."""
     comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
     began, torture = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
@@ -315,8 +315,4 @@ def main() -> None:
                     torture.report.counts["kills"] += 1
     print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **vars(torture.report)},
                      ensure_ascii=False))
-    sys.exit(1 if torture.report.problems else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return len(torture.report.problems)

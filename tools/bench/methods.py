@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import torch
 from einops import rearrange
-from peak_memory import PeakMemory
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.peak_memory import PeakMemory
 from inst_core.memory import is_out_of_memory
 from inst_core.methods import RECIPES, Limits, StyleTransferModel, adaattn, stytr2
 from inst_core.methods.vgg import VGG
 from inst_core.metrics.tables import markdown
 
+TOOLS = Path(__file__).resolve().parents[1]
 METHODS = ("StyTr2", "AdaAttN", "CAST")
 SIZES = (256, 512, 1024)
 OURS, OFFICIAL = "ours", "official"
@@ -142,8 +143,8 @@ def measure(name: str, size: int, kind: str, device: torch.device, repeats: int)
 
 def measured_apart(name: str, size: int, kind: str, device: str, repeats: int) -> Cost:
     """``measure`` in a fresh process."""
-    command = [sys.executable, __file__, name, str(size), kind, device, str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WORKER_SECONDS)
+    command = [sys.executable, "-m", "bench.methods", name, str(size), kind, device, str(repeats)]
+    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, timeout=WORKER_SECONDS)
     if done.returncode:
         raise RuntimeError(f"{name} at {size} px ({kind}) failed:\n{done.stderr[-2000:]}")
     return Cost(*json.loads(done.stdout.splitlines()[-1]))

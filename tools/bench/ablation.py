@@ -6,9 +6,10 @@ gained there (100 % = as good as the defaults, more is better).
 import argparse
 import statistics
 
-import in_process
 import torch
-from bench_quality import Bench, Kept, paintings_of, run, shared_arguments
+from comfyui import in_process
+
+from bench.quality import Bench, Kept, paintings_of, run, shared_arguments
 
 
 def variants(samples: int) -> dict[str, tuple]:

@@ -1,6 +1,6 @@
 """Small checkpoints of every model family, in the official formats, filled from a seed.
 
-    python tools/small_families.py COMFYUI MODELS
+    python tools/comfyui COMFYUI MODELS small_families
 
 writes them into MODELS/checkpoints and MODELS/diffusion_models.  Each has the numbers by which
 ComfyUI recognises its family and is as small as they allow; the names of its tensors are those that ComfyUI itself
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from in_process import make_models
 from small_models import SEED, TEXT_BRANCH, clip_tensor, save_whole, shapes, vae
 from torch import Tensor, nn
 
@@ -165,7 +164,3 @@ def write(models: Path, names=tuple(FILES)) -> None:
     """Makes the files that are not there yet."""
     for name in names:
         save_whole(models / file_of(name), lambda name=name: weights(name))
-
-
-if __name__ == "__main__":
-    make_models(write)

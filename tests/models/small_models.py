@@ -1,6 +1,6 @@
 """Small models in the official formats, filled from a seed, so that real graphs run without a download.
 
-    python tools/small_models.py COMFYUI MODELS
+    python tools/comfyui COMFYUI MODELS small_models
 
 writes into the folder MODELS: an SD1-format checkpoint (a U-Net with two levels instead of four, a TAESD-shaped VAE,
 a full CLIP-L), a CLIP ViT-L/14 vision model, a LoRA and a ControlNet; and a ControlNet in the shape of the demo
@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from in_process import make_models
 from torch import Tensor
 
 SEED = 0
@@ -188,7 +187,3 @@ def write(models: Path) -> None:
     """Makes the files that are not there yet."""
     for name, make in FILES.items():
         save_whole(models / name, make)
-
-
-if __name__ == "__main__":
-    make_models(write)

@@ -1,20 +1,19 @@
 """Writes what the pack ships for ComfyUI's template browser and node library from the short descriptions below:
 ``workflows/*.json`` and the subgraph blueprints ``subgraphs/*.json``. Thumbnails are pictures of results, which
-``tools/make_pictures.py`` makes.
-
-    python tools/make_workflows.py SERVER_URL
+``tools/workflows pictures`` makes.
 
 Node sockets and widgets come from a running server's ``/object_info``, so the files always fit the nodes.
 """
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from client import Client
-from workflow_graph import INPUT, Download, Graph
+from comfyui.client import Client
 
-ROOT = Path(__file__).resolve().parents[1]
+from workflows.graph import INPUT, Download, Graph
+
+ROOT = Path(__file__).resolve().parents[2]
 HUB = "https://huggingface.co"
 SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 SDXL = "sd_xl_base_1.0.safetensors"
@@ -730,15 +729,15 @@ def write(path: Path, document: dict) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    info = Client(sys.argv[1]).object_info()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", help="of a running server")
+
+
+def main(args: argparse.Namespace) -> None:
+    info = Client(args.url).object_info()
     for name, build in SHIPPED.items():
         graph = Graph(info, DOWNLOADS)
         build(graph)
         document = graph.document()
         write(ROOT / "workflows" / f"{name}.json", document)
     write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", one_box(Graph(info, DOWNLOADS)))
-
-
-if __name__ == "__main__":
-    main()

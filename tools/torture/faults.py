@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from inst_core.saving import save_new
 from inst_core.style import Style, load_style, save_style

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from workflow_api import AUTOGROW, has_control, inputs_of, is_widget, options_of
+from workflows.api import AUTOGROW, has_control, inputs_of, is_widget, options_of
 
 PACK = {"cnr_id": "inst-style-transfer", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Tries to break the pack; bounded, and the same every time.
 
-    .dev/venv/bin/python tools/torture.py files [--count 12000] [--start 0]
-    .dev/venv/bin/python tools/torture.py faults
+    .dev/venv/bin/python tools/torture files [--count 12000] [--start 0]
+    .dev/venv/bin/python tools/torture faults
+    .dev/venv/bin/python tools/torture graphs [--graphs 200] [--seed 1]
 
 files    damaged style files, embeddings.pt and weight files: each is read, or refused by an error that names it
 faults   several servers, sudden death, full and read-only disks, moving folders, spoiled files: no style is lost
+graphs   random graphs on a real server, cancelled, queued again, the server killed: nothing is stuck or changed
 
 Ends with 1 and the list when something was found. ``--start N --count 1`` makes finding N again.
 """
@@ -18,15 +20,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import torture_faults
-import torture_files
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # Python puts this folder there, whose names are common ones
+
+from torture import faults, files, graphs  # noqa: E402
 
 CHUNK = 1000
 
 
 def _work(numbers: range, report) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for found in torture_files.run(numbers, Path(folder)):
+        for found in files.run(numbers, Path(folder)):
             report.send(found)
 
 
@@ -42,7 +45,7 @@ def read_damaged_files(start: int, count: int) -> list[str]:
             while True:
                 number, outcome, fault = receive.recv()
                 start = number + 1
-                outcomes[torture_files.KINDS[number % len(torture_files.KINDS)][0], outcome] += 1
+                outcomes[files.KINDS[number % len(files.KINDS)][0], outcome] += 1
                 if fault:
                     findings.append(f"{number}: {fault}")
         except EOFError:
@@ -51,7 +54,7 @@ def read_damaged_files(start: int, count: int) -> list[str]:
             findings.append(f"{start}: the process ended with {process.exitcode}")
             start += 1
     print("| file | read | refused |\n|---|---|---|")
-    for kind, *_ in torture_files.KINDS:
+    for kind, *_ in files.KINDS:
         print(f"| {kind} | {outcomes[kind, 'read']} | {outcomes[kind, 'refused']} |")
     print(f"\n{sum(outcomes.values())} files in {time.monotonic() - began:.0f} s, {len(findings)} findings")
     return findings
@@ -61,7 +64,7 @@ def put_faults_under_saving() -> list[str]:
     """What was found; prints the table."""
     logging.disable(logging.WARNING)  # each style that goes elsewhere says so
     with tempfile.TemporaryDirectory() as folder:
-        results = torture_faults.faults(Path(folder))
+        results = faults.faults(Path(folder))
     print("| fault | styles or tries | wrong | |\n|---|---|---|---|")
     for result in results:
         print(f"| {result.fault} | {result.trials} | {len(result.wrong)} | {result.note} |")
@@ -71,11 +74,14 @@ def put_faults_under_saving() -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    files = parts.add_parser("files", help="damaged files")
-    files.add_argument("--count", type=int, default=12000)
-    files.add_argument("--start", type=int, default=0)
+    damaged = parts.add_parser("files", help="damaged files")
+    damaged.add_argument("--count", type=int, default=12000)
+    damaged.add_argument("--start", type=int, default=0)
     parts.add_parser("faults", help="faults under saving and loading")
+    graphs.add_arguments(parts.add_parser("graphs", description=graphs.__doc__, help="random graphs on a server"))
     options = parser.parse_args()
+    if options.part == "graphs":
+        return int(bool(graphs.main(options)))
     found = read_damaged_files(options.start, options.count) if options.part == "files" else put_faults_under_saving()
     print("\n".join(found[:50]))
     return int(bool(found))

@@ -1,20 +1,19 @@
 """Makes the before-and-after pictures of help pages on the demo checkpoint, of the sample pictures alone.
 
-    .dev/venv/bin/python tools/make_pairs.py
-
 ``keep_structure.jpg``: photograph, painting, repainted at a high strength without and with keep_structure.
 ``semantic_color.jpg``: two drawn pictures of the same things, the colours of the first matched by mk and by semantic.
 """
 import argparse
 from pathlib import Path
 
-import bench_color
-import in_process
 import torch
+from bench import color
+from comfyui import in_process
 from demo_model.quality import BASE, Studio, middle_square
 from PIL import Image
 from torch import Tensor
-from workflow_thumbnail import strip
+
+from workflows.thumbnail import strip
 
 DOCS, SAMPLES, STYLES = (in_process.ROOT / part for part in ("web/docs", "samples", "styles/inst-demo"))
 PHOTOGRAPH = "inst_photograph.jpg"
@@ -25,12 +24,13 @@ def image(made: Tensor) -> Image.Image:
     return Image.fromarray((made[0].clamp(0, 1) * 255).round().byte().numpy())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
     parser.set_defaults(device=torch.device("cpu"), clip_vision=None, models=in_process.MODELS / "style_transfer")
-    args = parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
     studio = Studio(args, in_process.ROOT / ".dev" / "pairs")
     from inst_pack.inst_core.style import load_style
     from inst_pack.nodes.color import InSTMatchColor
@@ -51,15 +51,11 @@ def main() -> None:
                                       BASE.sampler, BASE.scheduler, STRENGTH, BASE.seed, "matched", keep_structure=keep)
             return studio.vae.decode(made.result[0]["samples"])
 
-        scenes = [bench_color.drawn(colours, shift, seed)[0] for seed, (colours, shift) in enumerate(
-            zip(bench_color.PAIRS_OF_COLOURS[0], bench_color.SHIFTS[0][1], strict=True))]
+        scenes = [color.drawn(colours, shift, seed)[0] for seed, (colours, shift) in enumerate(
+            zip(color.PAIRS_OF_COLOURS[0], color.SHIFTS[0][1], strict=True))]
         latents = [{"samples": studio.vae.encode(p)} for p in scenes]
-        recoloured = [bench_color.matched(studio, *latents, way) for way in ("mk", "semantic")]
+        recoloured = [color.matched(studio, *latents, way) for way in ("mk", "semantic")]
         for name, shown in (("semantic_color", [*scenes, *recoloured]),
                             ("keep_structure", [*pictures, painted(0.0), painted(1.0)])):
             strip([image(p) for p in shown]).save(DOCS / f"{name}.jpg", quality=88)
             print(f"[pairs] {DOCS / name}.jpg", flush=True)
-
-
-if __name__ == "__main__":
-    main()

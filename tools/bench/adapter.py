@@ -12,9 +12,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import bench_quality
-import in_process
 import torch
+from comfyui import in_process
+
+from bench import quality
 
 RANKS = 0, 8
 FAMILY = "z-image"
@@ -35,7 +36,7 @@ class Shrunk:
 
         latent_format = self.model.get_model_object("latent_format")
         mix = torch.randn(latent_format.latent_channels, 3, generator=torch.Generator().manual_seed(0))
-        small = torch.nn.functional.interpolate(bench_quality.picture_of(path).movedim(-1, 1), (self.side, self.side),
+        small = torch.nn.functional.interpolate(quality.picture_of(path).movedim(-1, 1), (self.side, self.side),
                                                 mode="bilinear", antialias=True)
         latent = torch.einsum("cp,bphw->bchw", mix, small * 2 - 1)
         latent = latent.view(*latent.shape[:2], *[1] * (latent_format.latent_dimensions - 2), *latent.shape[2:])
@@ -56,7 +57,7 @@ HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps"
 
 
 def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
-    for path, rank in product(bench_quality.paintings_of(args.paintings)[:args.count], args.ranks):
+    for path, rank in product(quality.paintings_of(args.paintings)[:args.count], args.ranks):
         found = []
         for seed in range(args.seeds):
             found.append(learn(bench, path, replace(recipe, seed=seed), rank, args.layers))
@@ -65,14 +66,14 @@ def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
         starts, ends = [run.checks[0].loss for run in found], [run.kept for run in found]
         fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
         size = sum(tensor.nbytes for tensor in found[0].adapter.values())
-        yield [path.stem[:24], str(rank), str(len(found)), bench_quality.show_spread(starts),
-               bench_quality.show_spread(ends), f"{fell:.2%}", " ".join(str(len(run.losses)) for run in found),
+        yield [path.stem[:24], str(rank), str(len(found)), quality.show_spread(starts),
+               quality.show_spread(ends), f"{fell:.2%}", " ".join(str(len(run.losses)) for run in found),
                f"{size / 1024:.0f}"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="an SD 1.x checkpoint; without one a small random model")
-    parser.add_argument("--family", default=FAMILY, help=f"of the small random model (tools/shrunk_families.py; "
+    parser.add_argument("--family", default=FAMILY, help=f"of the small random model (tests/models/shrunk_families.py; "
                         f"{FAMILY})")
     parser.add_argument("--paintings", type=Path, help="a folder; without it pictures that come with ComfyUI")
     parser.add_argument("--count", type=int, default=2, help="how many of them")
@@ -90,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.recipes import choose_recipe
 
     vision = in_process.MODELS / "clip_vision" / "inst-small-vit-l.safetensors"
-    bench = (bench_quality.Bench(args.checkpoint, vision, args.pixels) if args.checkpoint
+    bench = (quality.Bench(args.checkpoint, vision, args.pixels) if args.checkpoint
              else Shrunk(args.family, args.pixels))
     recipe = choose_recipe("direct", steps=args.steps, rate=args.rate)
     rows = list(table_rows(bench, args, recipe))

@@ -1,0 +1,1 @@
+"""Templates, the box and the pictures that the pack shows of itself."""
