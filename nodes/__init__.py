@@ -39,9 +39,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 class InSTExtension(ComfyExtension):
     async def on_load(self) -> None:
-        host.register_folders()
-        host.offer_samples()
-        host.add_routes()
+        host.files.register_folders()
+        host.files.offer_samples()
+        host.routes.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

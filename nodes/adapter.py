@@ -29,4 +29,4 @@ class InSTApplyStyleAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, style, strength) -> io.NodeOutput:
-        return io.NodeOutput(host.adapted(model, style, strength))
+        return io.NodeOutput(host.adapter.adapted(model, style, strength))

@@ -44,9 +44,9 @@ class InSTMatchColor(io.ComfyNode):
     def execute(cls, latent, style_latent, method, amount, model=None, content_mask=None,
                 style_mask=None) -> io.NodeOutput:
         if method == SEMANTIC and amount:
-            host.check_features(model)
+            host.features.check_features(model)
         content = latent["samples"]
         samples = match_color(content, style_latent["samples"].to(content), method, amount,
-                              host.noise_mask(latent, content), content_mask, style_mask,
-                              partial(host.denoiser_features, model))
+                              host.sampling.noise_mask(latent, content), content_mask, style_mask,
+                              partial(host.features.denoiser_features, model))
         return io.NodeOutput({**latent, "samples": samples})

@@ -21,7 +21,7 @@ MAX_PICTURES = 64  # connected to a grid; each may be a batch
 
 def _lpips_name() -> str | None:
     """LPIPS_FILE as the folder lists it, in whatever subfolder."""
-    return next((n for n in host.model_files(host.TRANSFER_FOLDER) if PurePath(n).name == LPIPS_FILE), None)
+    return next((n for n in host.files.model_files(host.files.TRANSFER_FOLDER) if PurePath(n).name == LPIPS_FILE), None)
 
 
 def lpips_weights() -> dict[str, Tensor]:
@@ -139,11 +139,11 @@ class InSTMetrics(io.ComfyNode):
         alexnet = lpips_weights()
         batches = [to_pictures(content, "content"), to_pictures(style, "style"), to_pictures(result, "result")]
         other = None if unrelated is None else to_pictures(unrelated, "unrelated")
-        device = host.make_room(WORKING_MEMORY)
+        device = host.training.make_room(WORKING_MEMORY)
         networks = metrics.load_networks(alexnet, device, _optional(vgg19), _clip(clip_vision),
                                          _optional(csd))
         inception = None if art_inception == NONE else load_inception(read_weights(art_inception)).to(device)
-        bar = host.Progress(len(batches[2]))
+        bar = host.progress.Progress(len(batches[2]))
         measured = metrics.measure_batches(metrics.Judge(networks, size), *batches, other, inception, bar.update)
         return io.NodeOutput(metrics.report(*measured), metrics.as_json(*measured),
                              ui=ui.PreviewText(metrics.report(*measured)))
@@ -155,5 +155,5 @@ def _clip(clip_vision):
         return None
 
     def embed(pictures: Tensor) -> Tensor:
-        return host.picture_features(clip_vision, to_image(pictures)).image_embed
+        return host.vision.picture_features(clip_vision, to_image(pictures)).image_embed
     return embed

@@ -21,7 +21,7 @@ def features_of(pictures: Tensor, about: guessing.About, clip_vision) -> Tensor:
     if clip_vision is None:
         raise ValueError("clip_vision is not connected, and this encoder looks at paintings through CLIP ViT-L/14: "
                          "connect Load CLIP Vision (clip-vit-large-patch14), or choose an encoder that uses AlexNet.")
-    return guessing.clip_features(host.picture_features(clip_vision, pictures))
+    return guessing.clip_features(host.vision.picture_features(clip_vision, pictures))
 
 
 def check_clip(widths: dict[str, int], about: guessing.About, name: str) -> None:
@@ -44,7 +44,7 @@ class InSTGuessStyle(io.ComfyNode):
             search_aliases=["style transfer", "instant style", "style encoder", "image to style", "inst"],
             inputs=[
                 io.Image.Input("image", tooltip="One painting, any size. A batch is several paintings of one style."),
-                io.Combo.Input("encoder_name", options=host.guesser_files() or [NO_ENCODERS],
+                io.Combo.Input("encoder_name", options=host.files.guesser_files() or [NO_ENCODERS],
                                tooltip="A file in models/inst_encoders, made by tools/train_encoder for one "
                                        "checkpoint. inst-demo-guesser is for the demo model."),
                 io.String.Input("context", default="", optional=True,
@@ -70,20 +70,20 @@ class InSTGuessStyle(io.ComfyNode):
         if encoder_name == NO_ENCODERS:
             return ("There is no encoder to guess with. Put one into models/inst_encoders (tools/train_encoder makes "
                     "them), press R and choose it here.")
-        return problem_of(host.guesser_path, encoder_name)
+        return problem_of(host.files.guesser_path, encoder_name)
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name, **others) -> str:
-        return host.file_fingerprint(host.guesser_path(encoder_name))
+        return host.files.file_fingerprint(host.files.guesser_path(encoder_name))
 
     @classmethod
     def execute(cls, image, encoder_name, context="", clip=None, clip_vision=None) -> io.NodeOutput:
         pictures, context = preprocess.as_rgb(image), context.strip()
-        guesser = guessing.load(Path(host.guesser_path(encoder_name)))
+        guesser = guessing.load(Path(host.files.guesser_path(encoder_name)))
         about, start = guesser.about, None
         if clip is not None:
-            check_clip(host.text_widths(clip), about, encoder_name)
-            start = host.word_vectors(clip, context) if context else None
+            check_clip(host.text.text_widths(clip), about, encoder_name)
+            start = host.text.word_vectors(clip, context) if context else None
         vectors = guessing.guess(guesser, features_of(pictures, about, clip_vision), start)
         style = guessing.guessed_style(guesser, vectors, pictures, encoder_name, context, context if start else "")
         said = f"Guessed for {about.base_model or about.family}: {about.tokens} tokens. {GO_ON}"

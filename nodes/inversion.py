@@ -12,9 +12,9 @@ NO_PHOTOGRAPH = ("latent is empty, as from Empty Latent Image: there is no photo
 
 def _warn_if_empty(node: type[io.ComfyNode], latent: dict, strength: float) -> None:
     """Says under the node and in the log that a photograph is missing; at strength 1 none is needed."""
-    if strength < 1 and host.shows_nothing(latent):
+    if strength < 1 and host.sampling.shows_nothing(latent):
         logging.getLogger(__name__).warning("%s: %s", node.GET_SCHEMA().display_name, NO_PHOTOGRAPH)
-        host.show_text(NO_PHOTOGRAPH, getattr(node.hidden, "unique_id", None))
+        host.progress.show_text(NO_PHOTOGRAPH, getattr(node.hidden, "unique_id", None))
 
 
 class InSTStochasticInvert(io.ComfyNode):
@@ -53,7 +53,7 @@ class InSTStochasticInvert(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, strength, seed, timing, sigmas=None, steps=50) -> io.NodeOutput:
         _warn_if_empty(cls, latent, strength)
-        inverted = host.invert(model, positive, latent, strength, seed, timing, sigmas, steps)
+        inverted = host.sampling.invert(model, positive, latent, strength, seed, timing, sigmas, steps)
         return io.NodeOutput(inverted.noise, inverted.noised)
 
 
@@ -79,8 +79,8 @@ class InSTSample(io.ComfyNode):
                                      "the share 'repaint strength' is run."),
                 io.Float.Input("cfg", default=10.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance. The released code uses 10; 5 to 7 is milder."),
-                io.Combo.Input("sampler", options=host.SAMPLERS, default="ddim", tooltip="Any host sampler."),
-                io.Combo.Input("scheduler", options=host.SCHEDULERS, default="ddim_uniform",
+                io.Combo.Input("sampler", options=host.sampling.SAMPLERS, default="ddim", tooltip="Any host sampler."),
+                io.Combo.Input("scheduler", options=host.sampling.SCHEDULERS, default="ddim_uniform",
                                tooltip="How levels are spaced below the start. Timing 'released' brings its own."),
                 strength_input(),
                 seed_input("Draws the inversion's noise, and that of samplers that add noise. With noise connected it "
@@ -92,8 +92,8 @@ class InSTSample(io.ComfyNode):
                 io.Float.Input("keep_structure", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
                                tooltip="Share of the steps, from the first on, in which the photograph's layout is "
                                        "held: 0 = none, 0.5 = the first half. For high repaint strengths."),
-                io.Combo.Input("keep_structure_by", options=list(host.WAYS), default=host.COARSE, optional=True,
-                               advanced=True,
+                io.Combo.Input("keep_structure_by", options=list(host.structure.WAYS),
+                               default=host.structure.COARSE, optional=True, advanced=True,
                                tooltip="coarse: large shapes stay where they are; any model, costs nothing. queries: "
                                        "the photograph's own self-attention guides; U-Nets only, held steps take twice "
                                        "as long. both: the two together."),
@@ -104,23 +104,23 @@ class InSTSample(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, steps, cfg, sampler, scheduler, strength, seed, timing,
-                noise=None, sigmas=None, keep_structure=0.0, keep_structure_by=host.COARSE) -> io.NodeOutput:
-        host.check_structure(model, keep_structure, keep_structure_by)
+                noise=None, sigmas=None, keep_structure=0.0, keep_structure_by=host.structure.COARSE) -> io.NodeOutput:
+        host.structure.check_structure(model, keep_structure, keep_structure_by)
         released = timing == "released" and sigmas is None
         if released:
-            levels = host.released_sigmas(model, strength, steps)[1]
+            levels = host.sampling.released_sigmas(model, strength, steps)[1]
         elif sigmas is None:
-            levels = host.sampling_sigmas(model, scheduler, steps, strength, sampler)
+            levels = host.sampling.sampling_sigmas(model, scheduler, steps, strength, sampler)
         else:
             levels = sigmas
-        if host.changes_nothing(levels):
+        if host.sampling.changes_nothing(levels):
             return io.NodeOutput(latent)
         _warn_if_empty(cls, latent, 1.0 if sigmas is not None else strength)
         if noise is None:
-            noise = host.invert(model, positive, latent, strength, seed, timing, None if released else levels,
-                                steps).noise
-        return io.NodeOutput(host.sample(model, positive, negative, latent, noise, levels, cfg, sampler, released,
-                                         keep_structure, keep_structure_by))
+            noise = host.sampling.invert(model, positive, latent, strength, seed, timing, None if released else levels,
+                                         steps).noise
+        return io.NodeOutput(host.sampling.sample(model, positive, negative, latent, noise, levels, cfg, sampler,
+                                                  released, keep_structure, keep_structure_by))
 
 
 class InSTCosineScheduler(io.ComfyNode):
@@ -144,4 +144,4 @@ class InSTCosineScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps, denoise) -> io.NodeOutput:
-        return io.NodeOutput(host.cosine_sigmas(model, steps, denoise))
+        return io.NodeOutput(host.sampling.cosine_sigmas(model, steps, denoise))

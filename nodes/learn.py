@@ -137,54 +137,54 @@ class InSTLearnStyle(io.ComfyNode):
             said = "The connected style is used; nothing is learned."
             cls.say(said)
             return io.NodeOutput(style, {"loss": style.losses}, ui=ui.PreviewText(said))
-        host.check_learnable(model, clip, vae)
-        host.check_copyable(model, "model")
-        host.check_copyable(clip.patcher, "clip")
-        host.check_layers(model, layers)
-        name, prompt, content = saving.check_name(name), host.with_placeholder(prompt), content.strip()
+        host.parts.check_learnable(model, clip, vae)
+        host.patches.check_copyable(model, "model")
+        host.patches.check_copyable(clip.patcher, "clip")
+        host.training.check_layers(model, layers)
+        name, prompt, content = saving.check_name(name), host.text.with_placeholder(prompt), content.strip()
         pictures = preprocess.paintings(image, style_mask)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
-        resolution = host.side_to_learn_at(model, resolution)
-        modules = host.make_encoders(clip, recipe, continue_from, layers, content, stages, adapter_rank)
-        module = host.with_adapter(modules[0], model, adapter_rank, recipe, layers, continue_from)
+        resolution = host.learning.side_to_learn_at(model, resolution)
+        modules = host.learning.make_encoders(clip, recipe, continue_from, layers, content, stages, adapter_rank)
+        module = host.adapter.with_adapter(modules[0], model, adapter_rank, recipe, layers, continue_from)
         vision = clip_vision if ENCODERS[recipe.encoder].needs_picture else None
 
         texts = [prompt, start, *([content] if content else [])]
         key = library.learning_key(
-            pictures, models=host.identify(model, clip, vae, vision, texts=texts),
+            pictures, models=host.identity.identify(model, clip, vae, vision, texts=texts),
             recipe=[asdict(recipe), prompt, resolution, layers],
             continued=continue_from and [continue_from.encoder, continue_from.vectors, continue_from.encoder_weights],
             **({"adapter": [adapter_rank, continue_from and continue_from.adapter]} if adapter_rank else {}),
             **({"content": content} if content else {}),
             **({"stages": [stages, continue_from and continue_from.stages]} if stages > 1 else {}))
-        if not learn_again and (known := library.find(key, host.library_folders())):
+        if not learn_again and (known := library.find(key, host.files.library_folders())):
             cls.say(known.text)
             return io.NodeOutput(known.style, {"loss": known.style.losses}, ui=ui.PreviewText(known.text))
 
-        view = host.LearningView(model, recipe, cls.say, stages)
-        painting = host.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
+        view = host.progress.LearningView(model, recipe, cls.say, stages)
+        painting = host.learning.look_at(pictures, recipe, model, vae, vision, resolution, view.tell)
 
         def save(learned: Learned) -> tuple[Style, str]:
-            stopped = learned.ended == STOPPED
-            metadata = style_metadata(host.family_of(model), host.source_of(model), recipe, learned, prompt,
+            stopped, family = learned.ended == STOPPED, host.families.family_of(model)
+            metadata = style_metadata(family, host.families.source_of(model), recipe, learned, prompt,
                                       preprocess.as_rgb(image))
             metadata |= {"inst.start": start, "inst.ended": learned.ended}
             metadata |= ({} if stopped else {library.KEY: key}) | ({"inst.content": content} if content else {})
             extra = {} if painting.features is None else {"image_embed": painting.features.image_embed}
-            style = Style(learned.vectors, recipe.encoder, host.family_of(model), learned.weights, extra, metadata,
-                          layers, learned.adapter, learned.stages)
-            saved = saving.save_new(style, stopped_name(name) if stopped else name, host.style_folders(),
-                                    host.metadata_enabled(), host.searched_folders())
+            style = Style(learned.vectors, recipe.encoder, family, learned.weights, extra, metadata, layers,
+                          learned.adapter, learned.stages)
+            saved = saving.save_new(style, stopped_name(name) if stopped else name, host.files.style_folders(),
+                                    host.files.metadata_enabled(), host.files.searched_folders())
             cls.say(said := f"{saved}\n{learned.verdict}")
             return style, said
 
-        learned = host.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell, save,
-                             modules[1:])
+        learned = host.learning.learn(model, clip, module, painting, recipe, prompt, layers, view.report, view.tell,
+                                      save, modules[1:])
         style, said = save(learned)
         return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
 
     @classmethod
     def say(cls, text: str) -> None:
         """Shows a text in the node. What it says last stays there."""
-        host.show_text(text, getattr(cls.hidden, "unique_id", None))
+        host.progress.show_text(text, getattr(cls.hidden, "unique_id", None))

@@ -28,10 +28,10 @@ class InSTFitToModel(io.ComfyNode):
     @classmethod
     def execute(cls, image, model, scale) -> io.NodeOutput:
         pictures = preprocess.as_rgb(image)
-        fitted = host.fit(model, pictures, scale)
+        fitted = host.size.fit(model, pictures, scale)
         (_, height, width, _), (_, new_height, new_width, _) = pictures.shape, fitted.shape
-        host.show_text(f"{width} x {height} pixels are scaled to {new_width} x {new_height}",
-                       getattr(cls.hidden, "unique_id", None))
+        host.progress.show_text(f"{width} x {height} pixels are scaled to {new_width} x {new_height}",
+                                getattr(cls.hidden, "unique_id", None))
         return io.NodeOutput(fitted)
 
 
@@ -59,4 +59,4 @@ class InSTTileModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, tile_size, overlap) -> io.NodeOutput:
-        return io.NodeOutput(host.tile_model(model, tile_size, overlap))
+        return io.NodeOutput(host.size.tile_model(model, tile_size, overlap))

@@ -58,12 +58,12 @@ class InSTStyleConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0, shape=SHAPES[0], content="",
                 part=PARTS[0]) -> io.NodeOutput:
-        check_fits(style, host.text_widths(clip), host.label_of_encoders)
+        check_fits(style, host.text.text_widths(clip), host.families.label_of_encoders)
         words = style.metadata.get("inst.start", START_WORDS)
         course = Course(start_percent, end_percent, shape)
-        style, origin = host.part_of_style(clip, style, content, part)
-        return io.NodeOutput(host.style_conditioning(clip, text, style.vectors, strength, style.layers, words, course,
-                                                     style.stages, style.family, origin))
+        style, origin = host.text.part_of_style(clip, style, content, part)
+        return io.NodeOutput(host.text.style_conditioning(clip, text, style.vectors, strength, style.layers, words,
+                                                          course, style.stages, style.family, origin))
 
 
 class InSTLoadStyle(io.ComfyNode):
@@ -75,7 +75,7 @@ class InSTLoadStyle(io.ComfyNode):
             category=CATEGORY,
             description="A learned style from its file, with the painting it was learned from.",
             search_aliases=["style transfer", "load embedding", "inst style", "artist", "art style", "painting"],
-            inputs=[io.Combo.Input("style_name", options=host.style_files() or [NO_STYLES],
+            inputs=[io.Combo.Input("style_name", options=host.files.style_files() or [NO_STYLES],
                                    tooltip="Files in models/inst_styles and output/inst_styles; what was just learned "
                                            "appears after pressing R. Those in inst-demo ship with this pack and fit "
                                            "its demo checkpoint only.")],
@@ -84,18 +84,18 @@ class InSTLoadStyle(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, style_name) -> str:
-        return host.file_fingerprint(host.style_path(style_name))
+        return host.files.file_fingerprint(host.files.style_path(style_name))
 
     @classmethod
     def validate_inputs(cls, style_name) -> bool | str:
-        if style_name == NO_STYLES or not host.style_files():
+        if style_name == NO_STYLES or not host.files.style_files():
             return ("There is no style yet: learn one first. Run Learn InST Style once (template 2 Learn a style), "
                     "then press R and choose it here.")
-        return problem_of(host.style_path, style_name)
+        return problem_of(host.files.style_path, style_name)
 
     @classmethod
     def execute(cls, style_name) -> io.NodeOutput:
-        style = load_style(host.style_path(style_name))
+        style = load_style(host.files.style_path(style_name))
         context = style.metadata.get(CONTEXT)
         return io.NodeOutput(style, ui=ui.PreviewText(context) if context else None)
 
@@ -125,7 +125,8 @@ class InSTSaveStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, style, name) -> io.NodeOutput:
-        saved = saving.save_new(style, name, host.style_folders(), host.metadata_enabled(), host.searched_folders())
+        saved = saving.save_new(style, name, host.files.style_folders(), host.files.metadata_enabled(),
+                                host.files.searched_folders())
         return io.NodeOutput(ui=ui.PreviewText(saved))
 
 
@@ -140,7 +141,7 @@ class InSTImportEmbeddings(io.ComfyNode):
                         "anything in it.",
             search_aliases=["inst checkpoint", "import embedding", "embeddings.pt"],
             inputs=[
-                io.Combo.Input("embeddings_name", options=host.embeddings_files() or [NO_EMBEDDINGS],
+                io.Combo.Input("embeddings_name", options=host.files.embeddings_files() or [NO_EMBEDDINGS],
                                tooltip="An official embeddings.pt from models/embeddings (any .pt name)."),
                 io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14, which the official code uses."),
                 io.Image.Input("image", tooltip="The painting the file was trained on."),
@@ -156,20 +157,20 @@ class InSTImportEmbeddings(io.ComfyNode):
     def validate_inputs(cls, embeddings_name) -> bool | str:
         if embeddings_name == NO_EMBEDDINGS:
             return "There is no embeddings.pt. Copy one into models/embeddings, press R and choose it here."
-        return problem_of(host.embeddings_path, embeddings_name)
+        return problem_of(host.files.embeddings_path, embeddings_name)
 
     @classmethod
     def fingerprint_inputs(cls, embeddings_name, **others) -> str:
-        return host.file_fingerprint(host.embeddings_path(embeddings_name))
+        return host.files.file_fingerprint(host.files.embeddings_path(embeddings_name))
 
     @classmethod
     def execute(cls, embeddings_name, clip_vision, image, encoder, seed=0) -> io.NodeOutput:
-        weights = official.load_embeddings(host.embeddings_path(embeddings_name))
+        weights = official.load_embeddings(host.files.embeddings_path(embeddings_name))
         pictures = preprocess.as_rgb(image)
-        features = host.picture_features(clip_vision, pictures, released=encoder == "released")
+        features = host.vision.picture_features(clip_vision, pictures, released=encoder == "released")
         module = ENCODERS[encoder]("clip_l")
         module.attention.load_state_dict(weights)
         metadata = {"modelspec.title": embeddings_name, "modelspec.thumbnail": thumbnail(pictures[0])}
         vectors = final_vectors(module, features, seed)
-        return io.NodeOutput(Style(vectors, encoder, host.PAPER_FAMILY, module.state_dict(),
+        return io.NodeOutput(Style(vectors, encoder, host.families.PAPER_FAMILY, module.state_dict(),
                                    {"image_embed": features.image_embed}, metadata))

@@ -12,7 +12,7 @@ AS_THEY_COME, SHUFFLED = "as they come", "shuffled"
 CONTROL_MAP, INVERTED, PHOTOGRAPH = "control map", "inverted control map", "photograph"
 
 
-def _control_map(styleshot: host.StyleShot, image: Tensor, control_type: str) -> Tensor:
+def _control_map(styleshot: host.styleshot.StyleShot, image: Tensor, control_type: str) -> Tensor:
     """The control map (B, H, W, 3) in [0, 1] that StyleShot's ControlNet reads."""
     if control_type == PHOTOGRAPH:
         return to_image(styleshot.contours(to_pictures(image, "control_image")))
@@ -58,7 +58,7 @@ class InSTLoadStyleShot(io.ComfyNode):
     @classmethod
     def execute(cls, encoder, adapter, contour_detector=NONE, controlnet=NONE) -> io.NodeOutput:
         names = chosen(encoder, adapter, contour_detector, controlnet)
-        return io.NodeOutput(host.StyleShot({name: read_weights(name, mapped=True) for name in names}))
+        return io.NodeOutput(host.styleshot.StyleShot({name: read_weights(name, mapped=True) for name in names}))
 
 
 class InSTApplyStyleShot(io.ComfyNode):
@@ -113,7 +113,7 @@ class InSTApplyStyleShot(io.ComfyNode):
     def execute(cls, model, positive, negative, styleshot, style, weight, control_image=None, control_type=CONTROL_MAP,
                 control_strength=1.0, start_percent=0.0, end_percent=1.0, patch_order=AS_THEY_COME,
                 patch_seed=0) -> io.NodeOutput:
-        host.check_styleshot(model, styleshot)
+        host.styleshot.check_styleshot(model, styleshot)
         steered = control_image is not None and control_strength > 0
         if weight == 0 and not steered:
             return io.NodeOutput(model, positive, negative)
@@ -121,6 +121,6 @@ class InSTApplyStyleShot(io.ComfyNode):
         seen = styleshot.encode(to_pictures(style, "style"), order)
         if steered:
             control_map = _control_map(styleshot, control_image, control_type)
-            positive, negative = host.controlled(positive, negative, styleshot.controlnet(seen.tokens), control_map,
-                                                 control_strength, start_percent, end_percent)
-        return io.NodeOutput(host.styled_model(model, seen, weight), positive, negative)
+            positive, negative = host.styleshot.controlled(positive, negative, styleshot.controlnet(seen.tokens),
+                                                           control_map, control_strength, start_percent, end_percent)
+        return io.NodeOutput(host.styleshot.styled_model(model, seen, weight), positive, negative)

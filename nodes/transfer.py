@@ -20,7 +20,7 @@ StyleTransferModel = io.Custom("STYLE_TRANSFER_MODEL")
 
 def _reporter(total: int, every: int) -> Callable[[int, Tensor], None]:
     """Moves the progress bar of ``total``, and shows every ``every``-th picture."""
-    bar = host.Progress(total)
+    bar = host.progress.Progress(total)
 
     def report(done: int, picture: Tensor) -> None:
         due = done % every == 0 or done == total
@@ -107,7 +107,7 @@ class InSTTransferStyle(io.ComfyNode):
     def execute(cls, style_transfer_model, content, style, strength, preserve_color) -> io.NodeOutput:
         pictures, reference = to_pictures(content, "content"), to_pictures(style, "style")
         try:
-            style_transfer_model.to(host.make_room(WORKING_MEMORY))
+            style_transfer_model.to(host.training.make_room(WORKING_MEMORY))
             result = style_transfer_model.stylize(pictures, reference, alpha=strength,
                                                   progress=_reporter(len(pictures), every=1))
         finally:
@@ -188,6 +188,6 @@ class InSTGatysStyleTransfer(io.ComfyNode):
                                   preserve_color, seed)
         pictures, reference = to_pictures(content, "content"), to_pictures(style, "style")
         total = len(pictures) * settings.total_steps
-        network = vgg.load(read_weights(vgg_name)).to(host.make_room(WORKING_MEMORY))
+        network = vgg.load(read_weights(vgg_name)).to(host.training.make_room(WORKING_MEMORY))
         result = gatys.stylize(network, pictures, reference, settings, _reporter(total, max(1, total // PREVIEWS)))
         return io.NodeOutput(to_image(result.pictures), result.report(network.family.name))

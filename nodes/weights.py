@@ -15,7 +15,7 @@ def weight_files(wanted: str = "") -> list[str]:
         found = PurePath(name).name.lower().find(wanted)
         return found < 0, found
 
-    return sorted(host.model_files(host.TRANSFER_FOLDER), key=place) or [NO_FILES]
+    return sorted(host.files.model_files(host.files.TRANSFER_FOLDER), key=place) or [NO_FILES]
 
 
 def file_problem(*names: str) -> bool | str:
@@ -24,7 +24,7 @@ def file_problem(*names: str) -> bool | str:
         return "There is no weight file yet. Put one into models/style_transfer, press R and choose it here."
     try:
         for name in chosen(*names):
-            host.model_path(host.TRANSFER_FOLDER, name)
+            host.files.model_path(host.files.TRANSFER_FOLDER, name)
     except ValueError as error:
         return str(error)
     return True
@@ -46,4 +46,4 @@ def fingerprint(*names: str | None) -> str:
 
 
 def _path(name: str) -> Path:
-    return Path(host.model_path(host.TRANSFER_FOLDER, name))
+    return Path(host.files.model_path(host.files.TRANSFER_FOLDER, name))

@@ -63,7 +63,7 @@ def folders(tmp_path_factory, monkeypatch):
     for kind in ("checkpoints", "clip_vision", "loras", "controlnet"):
         folder_paths.add_model_folder_path(kind, str(Path(MODELS, kind)))
     folder_paths.filename_list_cache.clear()
-    host.register_folders()
+    host.files.register_folders()
     return home
 
 

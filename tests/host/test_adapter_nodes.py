@@ -23,7 +23,7 @@ RECIPE = Recipe(tokens=2, steps=3, batch=2)
 
 def moved(network, layers=None, rank: int = 2) -> Adapter:
     """An adapter that was learned."""
-    with host.training_mode():
+    with host.training.training_mode():
         adapter = Adapter(layers or late_half(network), rank, torch.Generator().manual_seed(0))
         for update in adapter.updates.values():
             shape = update.lora_up.weight.shape
@@ -74,7 +74,7 @@ def test_the_node_learns_saves_and_finds_it_and_leaves_the_model_alone(small, pi
     names = {key.rsplit(".", 2)[0] for key in style.adapter}
     assert names == set(late_half(small[0].model.diffusion_model))
     assert all(tensor.abs().max() > 0 for tensor in style.adapter.values())  # also the factors that began at zero
-    saved = load_style(next(path for folder in host.style_folders() for path in folder.glob("*.safetensors")))
+    saved = load_style(next(path for folder in host.files.style_folders() for path in folder.glob("*.safetensors")))
     assert saved.adapter.keys() == style.adapter.keys()
     assert all(torch.equal(saved.adapter[key], tensor) for key, tensor in style.adapter.items())
     again = learn(small, pictures[:1], adapter_rank=2)
@@ -86,17 +86,17 @@ def test_the_node_learns_saves_and_finds_it_and_leaves_the_model_alone(small, pi
 def test_it_goes_on_from_a_style_with_the_same_rank(small):
     model, clip, _ = small
     begun = dataclasses.replace(style_with(moved(model.model.diffusion_model)), encoder_weights={})
-    encoder = host.make_encoder(clip, RECIPE, begun)
-    module = host.with_adapter(encoder, model, 2, RECIPE, continue_from=begun)
+    encoder = host.learning.make_encoder(clip, RECIPE, begun)
+    module = host.adapter.with_adapter(encoder, model, 2, RECIPE, continue_from=begun)
     assert all(torch.equal(tensor, begun.adapter[key]) for key, tensor in module.adapter.weights.items())
-    assert host.with_adapter(encoder, model, 0, RECIPE) is encoder
+    assert host.adapter.with_adapter(encoder, model, 0, RECIPE) is encoder
     for rank in (0, 3):
         with pytest.raises(ValueError, match=f"adapter of rank 2, and adapter_rank is {rank}. Set adapter_rank to 2"):
-            host.with_adapter(encoder, model, rank, RECIPE, continue_from=begun)
+            host.adapter.with_adapter(encoder, model, rank, RECIPE, continue_from=begun)
     key, tensor = next(iter(begun.adapter.items()))
     other = dataclasses.replace(begun, adapter={**begun.adapter, f"x.{key}": tensor})
     with pytest.raises(ValueError, match="continue_from is a style whose adapter is for other layers"):
-        host.with_adapter(encoder, model, 2, RECIPE, continue_from=other)
+        host.adapter.with_adapter(encoder, model, 2, RECIPE, continue_from=other)
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(small, monkeypatch):
@@ -114,14 +114,14 @@ def test_what_does_not_fit_is_refused_in_a_sentence(small, monkeypatch):
         InSTApplyStyleAdapter.execute(model, dataclasses.replace(fits, adapter=foreign, family="ZImage"), 0.0)
     monkeypatch.setattr(host_adapter, "LARGEST", 10**5)
     with pytest.raises(ValueError, match="adapter_rank is 64, which makes an adapter of .* Set adapter_rank to "):
-        host.with_adapter(DirectEncoder({"clip_l": torch.ones(1, 768)}, 2), model, 64, RECIPE)
+        host.adapter.with_adapter(DirectEncoder({"clip_l": torch.ones(1, 768)}, 2), model, 64, RECIPE)
 
 
 def errors(denoiser, samples, adapter):
     """(errors, gradients of the adapter)"""
     adapter.zero_grad()
     said = prompt(1)
-    with host.training_mode(), adapter.attached(denoiser.network):
+    with host.training.training_mode(), adapter.attached(denoiser.network):
         error, _ = squared_error(denoiser, samples, said, DEVICE)
         error.mean().backward()
     return error.detach(), [parameter.grad.clone() for parameter in adapter.parameters()]
@@ -134,20 +134,20 @@ def test_with_late_layers_only_they_are_adapted_so_what_is_prepared_stays_true()
     assert layers and all(name.startswith("output_blocks.") and int(name.split(".")[1]) >= late for name in layers)
     assert len(layers) < len(host_adapter._late_layers(model, "all"))
     denoiser, samples, adapter = StyleLayersDenoiser(model, prompt(2)), bank(), moved(network, layers)
-    with host.training_mode():
+    with host.training.training_mode():
         prepared = dataclasses.replace(samples, prepared=tuple(denoiser.prepare(samples)))  # before it was learned
     (fresh, first), (ready, second) = (errors(denoiser, part, adapter) for part in (samples, prepared))
     torch.testing.assert_close(ready, fresh, rtol=1e-4, atol=1e-5)
     for one, two in zip(first, second, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
-    with host.training_mode(), moved(network).attached(network):  # in earlier layers it would not
+    with host.training.training_mode(), moved(network).attached(network):  # in earlier layers it would not
         assert not torch.allclose(denoiser.prepare(samples)[0], prepared.prepared[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recomputation_and_half_precision_change_its_gradient_by_rounding_only(dtype):
     model = patcher(SD15)
-    with host.training_mode():
+    with host.training.training_mode():
         network = model.model.diffusion_model.to(dtype)
         network.dtype = dtype
     denoiser, adapter = Denoiser(model), moved(network)
@@ -172,7 +172,7 @@ def test_it_stays_where_it_is_while_a_lora_in_bypass_mode_comes_and_goes():
         found = []
         for _ in range(2):
             model.inject_model()
-            with host.training_mode():
+            with host.training.training_mode():
                 found.append(squared_error(denoiser, bank(2), prompt(1), DEVICE)[0].detach())
             model.eject_model()
         after, _ = squared_error(denoiser, bank(2), prompt(1), DEVICE)

@@ -147,7 +147,7 @@ def left_half(value_left: float = 1.0) -> torch.Tensor:
 def test_a_masked_latent_is_kept_outside_by_stock_samplers_too(wired):
     model, _, positive, negative = wired
     latent = host_nodes.SetLatentNoiseMask().set_mask(content(1, 8, 16), left_half())[0]
-    sigmas = host.sampling_sigmas(model, "normal", 2, STRENGTH)
+    sigmas = host.sampling.sampling_sigmas(model, "normal", 2, STRENGTH)
     guider = CFGGuider.execute(model, positive, negative, 3.0).result[0]
     out = SamplerCustomAdvanced.execute(invert(model, positive, latent), guider, comfy.samplers.sampler_object("euler"),
                                         sigmas, latent).result[0]["samples"]
@@ -218,7 +218,7 @@ def test_two_styles_combined_are_the_mean_of_their_predictions(wired):
 def test_two_styles_in_one_prompt(wired):
     """The second one as a stock embedding."""
     _, clip, _, _ = wired
-    save_style(style(2), host.style_folders()[0] / "second.safetensors")
+    save_style(style(2), host.files.style_folders()[0] / "second.safetensors")
     both = apply(clip, "a house, * by embedding:second")[0][0]
     assert differ(both, apply(clip, "a house, * by ")[0][0])
     assert differ(both, apply(clip, "a house, * by embedding:second", seed=1)[0][0])
@@ -227,7 +227,7 @@ def test_two_styles_in_one_prompt(wired):
 def test_each_of_two_styles_in_a_prompt_has_its_weight(wired):
     """A weight acts on the tokens of its own style and on no others."""
     _, clip, _, _ = wired
-    save_style(style(2), host.style_folders()[0] / "second.safetensors")
+    save_style(style(2), host.files.style_folders()[0] / "second.safetensors")
 
     def tokens(first: float, second: float) -> tuple[torch.Tensor, torch.Tensor]:
         context = apply(clip, f"(*:{first}) by (embedding:second:{second})")[0][0]
@@ -252,7 +252,7 @@ def test_a_weight_scales_the_style_as_it_scales_words(wired):
 def test_style_strength_from_the_starting_word_to_twice(wired):
     """The further the pseudo-words lie from the word that learning started from, the further the prompt."""
     model, clip, _, _ = wired
-    start = Style({k: v.expand(2, -1) for k, v in host.word_vectors(clip, "painting").items()}, family="SD15")
+    start = Style({k: v.expand(2, -1) for k, v in host.text.word_vectors(clip, "painting").items()}, family="SD15")
     word = InSTStyleConditioning.execute(clip, start, "a house, *", 1.0).result[0]
     assert torch.equal(seen(model, apply(clip, strength=0.0)), seen(model, word))
     sizes = [float((apply(clip, strength=s)[0][0] - word[0][0]).norm()) for s in (0.0, 0.5, 1.0, 1.5, 2.0)]
@@ -273,14 +273,14 @@ def test_clip_skip(wired):
     """CLIP Set Last Layer: the style goes through the same layers as the words."""
     model, clip, positive, _ = wired
     skipped = host_nodes.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
-    save_style(style(), host.style_folders()[0] / "skipped.safetensors")
+    save_style(style(), host.files.style_folders()[0] / "skipped.safetensors")
     found = apply(skipped)
     assert differ(found[0][0], positive[0][0])
     assert torch.equal(found[0][0], stock(skipped, "a house,  embedding:skipped ")[0][0])
-    with host.training_mode():
+    with host.training.training_mode():
         contexts = []
         for c in (clip, skipped):
-            with host.training_session(model, c, "a house, *", 2) as session:
+            with host.training.training_session(model, c, "a house, *", 2) as session:
                 contexts.append(session.text.encode(style().vectors).context.detach())
     close(contexts[0], positive[0][0])
     close(contexts[1], found[0][0])
@@ -434,7 +434,7 @@ def test_every_scheduler_starts_at_the_strength(small, scheduler, steps):
     model = small[0]
     for sampler in ("euler", next(iter(comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS))):
         for strength in (0.2, 0.55, 0.9):
-            sigmas = host.sampling_sigmas(model, scheduler, steps, strength, sampler)
+            sigmas = host.sampling.sampling_sigmas(model, scheduler, steps, strength, sampler)
             assert float(sigmas[0]) == pytest.approx(float(level_of(model, strength)))
             assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
 

@@ -21,7 +21,7 @@ def style(tokens: int = 3) -> Style:
 
 
 def saved(tokens: int = 3) -> str:
-    saving.save_new(style(tokens), "wave", host.style_folders(), True)
+    saving.save_new(style(tokens), "wave", host.files.style_folders(), True)
     folder_paths.filename_list_cache.clear()
     return "wave_00001.safetensors"
 
@@ -121,7 +121,7 @@ def test_a_prompt_without_placeholder_gets_one(small):
 @pytest.mark.parametrize("text", ["a house by (*:1.3), at night", LONG])
 def test_strength_goes_from_the_starting_word_to_the_style(small, text):
     clip, learned = small[1], style(12)
-    start = host.word_vectors(clip, "painting")["clip_l"].expand(12, -1)
+    start = host.text.word_vectors(clip, "painting")["clip_l"].expand(12, -1)
     for strength in (0.0, 0.5, 2.0):
         between = Style({"clip_l": torch.lerp(start, learned.vectors["clip_l"], strength)}, family="SD15")
         found = apply(clip, text, strength, learned)
@@ -131,7 +131,7 @@ def test_strength_goes_from_the_starting_word_to_the_style(small, text):
 
 def test_the_word_that_a_style_started_from_is_remembered(small):
     learned = Style(style().vectors, family="SD15", metadata={"inst.start": "oil painting"})
-    start = {k: v.expand(3, -1) for k, v in host.word_vectors(small[1], "oil painting").items()}
+    start = {k: v.expand(3, -1) for k, v in host.text.word_vectors(small[1], "oil painting").items()}
     assert same(apply(small[1], "*", 0.0, learned), apply(small[1], "*", value=Style(start, family="SD15")))
 
 
@@ -146,12 +146,12 @@ def with_direction(clip, word: str) -> Style:
 def test_content_words_take_their_direction_out_of_a_style(small):
     clip = small[1]
     learned, table = with_direction(clip, "sunflower"), host.text.text_parts(clip)["clip_l"].table.float()
-    start = host.word_vectors(clip, "painting")["clip_l"]
+    start = host.text.word_vectors(clip, "painting")["clip_l"]
 
     def apply_part(**more):
         return InSTStyleConditioning.execute(clip, learned, "a house, *", 1.0, **more).result[0]
 
-    (without, _), (alone, nothing) = (host.part_of_style(clip, learned, "sunflower", part)
+    (without, _), (alone, nothing) = (host.text.part_of_style(clip, learned, "sunflower", part)
                                       for part in ("style", "content"))
     token = clip.tokenizer.clip_l.tokenizer("sunflower")["input_ids"][1]
     word = torch.nn.functional.normalize(table[token] - table.mean(0), dim=0)
@@ -176,7 +176,7 @@ def test_the_content_part_comes_from_an_empty_prompt(small):
     def negative(value, strength):
         return InSTStyleConditioning.execute(clip, value, "*", strength, content="sunflower", part="content").result[0]
 
-    clean = Style(host.word_vectors(clip, "painting"), family="SD15")
+    clean = Style(host.text.word_vectors(clip, "painting"), family="SD15")
     assert close(negative(clean, 1.0)) and close(negative(with_direction(clip, "sunflower"), 0.0))
     assert not close(negative(with_direction(clip, "sunflower"), 1.0))
 
@@ -184,11 +184,11 @@ def test_the_content_part_comes_from_an_empty_prompt(small):
 def test_a_learned_word_is_content_too(small):
     """The direction from the starting word to it is taken out whole."""
     clip, name = small[1], saved(2).removesuffix(".safetensors")
-    start = host.word_vectors(clip, "painting")["clip_l"]
+    start = host.text.word_vectors(clip, "painting")["clip_l"]
     towards = style(2).vectors["clip_l"] - start
     own = torch.randn(2, 768, generator=torch.Generator().manual_seed(5)) * 0.02
     both = Style({"clip_l": start + own + 2 * towards}, family="SD15")
-    found = host.part_of_style(clip, both, f"embedding:{name}")[0].vectors["clip_l"]
+    found = host.text.part_of_style(clip, both, f"embedding:{name}")[0].vectors["clip_l"]
     basis = torch.linalg.qr(towards.T).Q
     torch.testing.assert_close(found, start + own - own @ basis @ basis.T, atol=1e-5, rtol=1e-4)
 
@@ -218,7 +218,7 @@ def test_stages_are_applied_in_their_ranges(small):
     late = apply_all(whole, start_percent=0.5)
     assert [extra["start_percent"] for _, extra in late] == [0.0, 0.4 + BORDER, 0.5 - BORDER, 0.7 + BORDER]
     assert torch.equal(late[3][0], apply_all(alone[2])[0][0])
-    saving.save_new(whole, "stages", host.style_folders(), True)
+    saving.save_new(whole, "stages", host.files.style_folders(), True)
     middle = apply(clip, "*", value=alone[1])
     assert same(stock(clip, "embedding:stages_00001"), middle)
     loaded = InSTLoadStyle.execute("stages_00001.safetensors").result[0]
@@ -270,8 +270,8 @@ def test_strength_over_steps(small):
         assert len(course(0, 0.5, shape)) == 9 and torch.equal(rest(course(0, 0.5, shape)), rest(plain))
     # A step right on the border is the style's alone.
     border = float(sampling.percent_to_sigma(0.5))
-    one = {name: host.sample(model, positive, plain, latent, host.invert(model, plain, latent, 0.5, 0).noise,
-                             torch.tensor([border, 0.0]), 1.0, "euler")["samples"]
+    noise, levels = host.sampling.invert(model, plain, latent, 0.5, 0).noise, torch.tensor([border, 0.0])
+    one = {name: host.sampling.sample(model, positive, plain, latent, noise, levels, 1.0, "euler")["samples"]
            for name, positive in (("early", early), ("always", always), ("late", late))}
     assert torch.equal(one["early"], one["always"]) and torch.equal(one["late"], one["always"])
 
@@ -289,11 +289,11 @@ def test_other_families_are_refused(small):
 
 
 def test_load_lists_and_validates(small, monkeypatch):
-    shipped = host.style_files()
+    shipped = host.files.style_files()
     assert shipped and InSTLoadStyle.define_schema().inputs[0].options == shipped
     monkeypatch.setattr(host.files, "SHIPPED_STYLES", Path("nowhere"))
     folder_paths.folder_names_and_paths.pop(host.files.STYLE_FOLDER)
-    host.register_folders()
+    host.files.register_folders()
     folder_paths.filename_list_cache.clear()
     assert InSTLoadStyle.define_schema().inputs[0].options == [NO_STYLES]
     assert "Run Learn InST Style once" in InSTLoadStyle.validate_inputs(NO_STYLES)
@@ -303,7 +303,7 @@ def test_load_lists_and_validates(small, monkeypatch):
     assert InSTLoadStyle.define_schema().inputs[0].options == [name]
     assert InSTLoadStyle.validate_inputs(name) is True
     before = InSTLoadStyle.fingerprint_inputs(name)
-    path = host.style_path(name)
+    path = host.files.style_path(name)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert InSTLoadStyle.fingerprint_inputs(name) != before
 

@@ -90,7 +90,7 @@ def test_padding_computes_the_same_through_the_hosts_own_taesd(shipped):
 
 def test_stock_load_checkpoint_gives_the_trained_denoiser(opened, narrow, rounding):
     model, clip, _ = opened
-    assert host.family_of(model) == "SD15" and host.text_widths(clip) == {"clip_l": 768}
+    assert host.families.family_of(model) == "SD15" and host.text.text_widths(clip) == {"clip_l": 768}
     timestep = torch.tensor([700, 100])
     sigma = networks.noise_levels()[timestep]
     torch.testing.assert_close(model.model.model_sampling.sigma(timestep.float()), sigma, rtol=1e-5, atol=0)
@@ -125,9 +125,9 @@ def test_the_context_is_the_one_that_was_trained(opened, reader):
             row = torch.tensor([reader.prompts._add(sentence, tokens)])
             assert row.item() < len(reader.prompts.ids)  # known already
             ours = reader.of_rows(row, given)
-            stock = host.style_conditioning(clip, sentence, {"clip_l": words})[0][0]
+            stock = host.text.style_conditioning(clip, sentence, {"clip_l": words})[0][0]
             assert (ours - stock).norm() / stock.norm() < 2e-3, sentence
-    torch.testing.assert_close(host.word_vectors(clip, "painting")["clip_l"][0],
+    torch.testing.assert_close(host.text.word_vectors(clip, "painting")["clip_l"][0],
                                text.TOKEN_NORM * text.neutral_style(), atol=1e-4, rtol=0)  # where learning starts
 
 
@@ -177,7 +177,7 @@ def sampled(model, positive, negative) -> torch.Tensor:
 
 def test_lora_and_controlnet_load_and_act(opened, caplog):
     model, clip, _ = opened
-    positive = host.style_conditioning(clip, "*", {"clip_l": 0.02 * random(2, 768)})
+    positive = host.text.style_conditioning(clip, "*", {"clip_l": 0.02 * random(2, 768)})
     negative = host_nodes.CLIPTextEncode().encode(clip, "")[0]
     plain = sampled(model, positive, negative)
     patched = host_nodes.LoraLoader().load_lora(model, clip, LORA, 1.0, 1.0)[0]
@@ -196,13 +196,14 @@ def test_every_encoder_lowers_the_held_out_loss(opened, encoder):
     model, clip, vae = opened
     waves = (torch.linspace(0, 25, 64).sin() / 2 + 0.5)[:, None, None]
     pixels = (waves * torch.tensor([0.9, 0.3, 0.1]) + (1 - waves) * torch.tensor([0.1, 0.2, 0.7])).expand(64, 64, 3)
-    latent = host.encode_latent(vae, model, pixels[None]).cpu().clone()
+    latent = host.vision.encode_latent(vae, model, pixels[None]).cpu().clone()
     embed = torch.nn.functional.normalize(random(1, 768), dim=-1)
     features = PictureFeatures(embed, random(1, 257, 1024, seed=1))
     rate, tokens = {"direct": (1e-2, 4), "attention": (4e-3, 4), "paper": (4e-3, 1)}[encoder]
-    with host.training_mode():
-        module = build_encoder(encoder, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
-        with host.training_session(model, clip, "*", tokens) as session:
+    with host.training.training_mode():
+        module = build_encoder(encoder, host.text.word_vectors(clip, "painting"), tokens,
+                               torch.Generator().manual_seed(0))
+        with host.training.training_session(model, clip, "*", tokens) as session:
             learned = learn_style(session, module, Painting(latent, latent, features),
                                   Recipe(encoder, tokens, steps=8, batch=1, rate=rate))
     assert learned.kept < 0.97 * learned.checks[0].loss

@@ -96,14 +96,16 @@ def family(request, open_family):
 
 def row_of(model, clip):
     """A model's row of the table."""
-    return next(row for row in rows_of(host.family_of(model)) if set(row.text) == set(host.text_widths(clip)))
+    encoders = set(host.text.text_widths(clip))
+    return next(row for row in rows_of(host.families.family_of(model)) if set(row.text) == encoders)
 
 
 def latent_of(model, batch: int = 1) -> dict:
     """A content LATENT; PixArt's host code knows no smaller pictures than 64 x 64."""
     latent_format = model.get_model_object("latent_format")
     frames = [1] * (latent_format.latent_dimensions - 2)
-    side = 64 if host.family_of(model).startswith("PixArt") else 16 if latent_format.latent_channels == 3 else 8
+    is_pixart = host.families.family_of(model).startswith("PixArt")
+    side = 64 if is_pixart else 16 if latent_format.latent_channels == 3 else 8
     shape = batch, latent_format.latent_channels, *frames, side, side
     return {"samples": model.model.process_latent_out(torch.randn(shape, generator=torch.Generator().manual_seed(0)))}
 
@@ -115,10 +117,10 @@ def encode(clip, text: str) -> list:
 def learned_on(model, clip, encoder: str = "direct", seen: PictureFeatures | None = None, careful: str = ""):
     """A style learned for a moment, and the words it started from; ``careful``: name of a shrunk family."""
     pixels = latent_of(model, 2)["samples"]
-    with host.training_mode():
-        words = host.word_vectors(clip, "painting")
+    with host.training.training_mode():
+        words = host.text.word_vectors(clip, "painting")
         encoder = build_encoder(encoder, words, TOKENS, torch.Generator().manual_seed(0))
-        with host.training_session(model, clip, "a house, *", TOKENS) as session:
+        with host.training.training_session(model, clip, "a house, *", TOKENS) as session:
             views = model.model.process_latent_in(pixels).clone()
             painting = Painting(views[:1] if careful else views, views[:1], seen)
             recipe = replace(CAREFUL, rate=CAREFUL_RATES.get(careful, CAREFUL.rate)) if careful else LEARNING
@@ -133,13 +135,13 @@ def test_pseudo_words_and_an_adapter_come_closer_than_pseudo_words_alone(open_fa
     recipe = Recipe(tokens=TOKENS, steps=10, rate=2e-3, patience=None)
 
     def learned(rank: int):
-        encoder = host.with_adapter(host.make_encoder(clip, recipe), model, rank, recipe)
-        return host.learn(model, clip, encoder, Painting(pixels, pixels), recipe, "a house, *")
+        encoder = host.adapter.with_adapter(host.learning.make_encoder(clip, recipe), model, rank, recipe)
+        return host.learning.learn(model, clip, encoder, Painting(pixels, pixels), recipe, "a house, *")
 
     alone, both = learned(0), learned(4)
     assert both.kept < alone.kept
-    merged = host.adapted(model, Style(both.vectors, adapter=both.adapter), 1.0)
-    with host.training_mode(), host.training_session(merged, clip, "a house, *", TOKENS) as session:
+    merged = host.adapter.adapted(model, Style(both.vectors, adapter=both.adapter), 1.0)
+    with host.training.training_mode(), host.training.training_session(merged, clip, "a house, *", TOKENS) as session:
         encoder = DirectEncoder(both.vectors, TOKENS)
         loss = held_out_loss(session, encoder, None, held_out_bank(pixels.clone()), Room(8))
     assert loss == pytest.approx(both.kept, rel=1e-5)
@@ -150,9 +152,9 @@ def test_learn_apply_invert_sample(family, tmp_path):
     name, model, clip, _ = family
     row = row_of(model, clip)
     expected = SHRUNK[name].family if name in SHRUNK else small_families.FILES[name].family
-    assert host.family_of(model) == expected
+    assert host.families.family_of(model) == expected
     assert isinstance(model.get_model_object("model_sampling"), PREDICTION.get(name, EPS))
-    host.check_learnable(model, clip)
+    host.parts.check_learnable(model, clip)
 
     learned, words = learned_on(model, clip, careful=name if name in SHRUNK else "")
     assert learned.kept < (1 - HEARD.get(name, 0.01)) * learned.checks[0].loss
@@ -160,13 +162,13 @@ def test_learn_apply_invert_sample(family, tmp_path):
     for key, vectors in learned.vectors.items():  # the gradient reached every token of every text encoder
         assert (vectors - words[key]).abs().amax(1).min() > 1e-4
 
-    style = Style(learned.vectors, family=host.family_of(model))
+    style = Style(learned.vectors, family=host.families.family_of(model))
     save_style(style, tmp_path / "wave.safetensors")
     saved = load_style(tmp_path / "wave.safetensors")
     assert all(torch.equal(saved.vectors[key], vectors) for key, vectors in learned.vectors.items())
     assert set(saved.vectors) == set(learned.vectors) and saved.family == style.family
-    styled = host.style_conditioning(clip, "a house, *", saved.vectors)
-    assert same(styled, host.style_conditioning(clip, "a house, *", learned.vectors))
+    styled = host.text.style_conditioning(clip, "a house, *", saved.vectors)
+    assert same(styled, host.text.style_conditioning(clip, "a house, *", learned.vectors))
     for part in host.text.text_parts(clip).values():
         part.tokenizer.embedding_directory = part.tokenizer.embedding_directory and [str(tmp_path)]
     if row.stock == THE_SAME:
@@ -174,25 +176,25 @@ def test_learn_apply_invert_sample(family, tmp_path):
     else:  # the host would not put it there, or not leave the text around it as it is
         assert not read_by_stock_prompt(clip, styled)
 
-    strengths = [host.style_conditioning(clip, "a house, *", learned.vectors, strength)
+    strengths = [host.text.style_conditioning(clip, "a house, *", learned.vectors, strength)
                  for strength in (0.0, 0.5, 1.0)]
     start = {key: vector.expand(TOKENS, -1) for key, vector in words.items()}
-    assert same(strengths[2], styled) and same(strengths[0], host.style_conditioning(clip, "a house, *", start))
+    assert same(strengths[2], styled) and same(strengths[0], host.text.style_conditioning(clip, "a house, *", start))
     assert not any(torch.equal(a[0][0], b[0][0]) for a, b in zip(strengths, strengths[1:], strict=False))
     assert len({s[0][0].shape for s in strengths}) == 1
 
-    (outside, _), (inside, nothing) = (host.part_of_style(clip, style, "a house, trees", part) for part in PARTS)
+    (outside, _), (inside, nothing) = (host.text.part_of_style(clip, style, "a house, trees", part) for part in PARTS)
     for key, vectors in learned.vectors.items():
         torch.testing.assert_close(outside.vectors[key] + inside.vectors[key], vectors + nothing[key])
         assert 0 < (inside.vectors[key] - nothing[key]).norm() < 0.9 * (vectors - words[key]).norm()
 
     latent, plain = latent_of(model), strengths[0]
-    seen = host.invert(model, styled, latent, STRENGTH, 0).noise
+    seen = host.sampling.invert(model, styled, latent, STRENGTH, 0).noise
     heard = HEARD.get(name, 0.01) / 10
-    assert (seen.noise - host.invert(model, plain, latent, STRENGTH, 0).noise.noise).abs().max() > heard
-    sigmas = host.sampling_sigmas(model, "simple", 2, STRENGTH)
+    assert (seen.noise - host.sampling.invert(model, plain, latent, STRENGTH, 0).noise.noise).abs().max() > heard
+    sigmas = host.sampling.sampling_sigmas(model, "simple", 2, STRENGTH)
     assert float(sigmas[0]) == pytest.approx(float(level_of(model, STRENGTH)))
-    pictures = [host.sample(model, cond, plain, latent, seen, sigmas, 2.0, "euler")["samples"]
+    pictures = [host.sampling.sample(model, cond, plain, latent, seen, sigmas, 2.0, "euler")["samples"]
                 for cond in (styled, plain)]
     assert torch.isfinite(pictures[0]).all() and (pictures[0] - pictures[1]).abs().max() > heard
 
@@ -200,11 +202,11 @@ def test_learn_apply_invert_sample(family, tmp_path):
 @pytest.mark.parametrize("name", RELATIVES)
 def test_relatives_of_families_are_known(open_family, name):
     model, clip, _ = open_family(name)
-    host.check_learnable(model, clip)
+    host.parts.check_learnable(model, clip)
     row_of(model, clip)
-    vectors = {key: torch.full((TOKENS, width), 0.02) for key, width in host.text_widths(clip).items()}
-    latent, styled = latent_of(model), host.style_conditioning(clip, "a house, *", vectors)
-    assert torch.isfinite(host.invert(model, styled, latent, STRENGTH, 0).noise.noise).all()
+    vectors = {key: torch.full((TOKENS, width), 0.02) for key, width in host.text.text_widths(clip).items()}
+    latent, styled = latent_of(model), host.text.style_conditioning(clip, "a house, *", vectors)
+    assert torch.isfinite(host.sampling.invert(model, styled, latent, STRENGTH, 0).noise.noise).all()
 
 
 def same(a: list, b: list) -> bool:
@@ -261,8 +263,8 @@ def test_recomputed_layers_give_the_same_gradient(open_family, name):
     """What learning does where memory is short; some families' layers add in place."""
     model, clip, _ = open_family(name)
     z = model.model.process_latent_in(latent_of(model)["samples"]).clone()
-    with host.training_mode(), host.training_session(model, clip, "a house, *", TOKENS) as session:
-        widths = host.text_widths(clip)
+    with host.training.training_mode(), host.training.training_session(model, clip, "a house, *", TOKENS) as session:
+        widths = host.text.text_widths(clip)
         with torch.no_grad():
             prompt = session.text.encode({k: torch.full((TOKENS, w), 0.02) for k, w in widths.items()})
         z, sigma = z.to(session.device), session.denoiser.level(torch.tensor([STRENGTH])).to(session.device)
@@ -282,7 +284,7 @@ def test_the_attention_encoder_learns_for_every_text_encoder(open_family, name):
     seen = PictureFeatures(embed, torch.randn(1, 257, 1024, generator=torch.Generator().manual_seed(0)))
     learned, _ = learned_on(model, clip, "attention", seen)
     assert learned.kept < learned.checks[0].loss and {k: v.shape for k, v in learned.vectors.items()} == \
-        {k: (TOKENS, w) for k, w in host.text_widths(clip).items()}
+        {k: (TOKENS, w) for k, w in host.text.text_widths(clip).items()}
 
 
 def test_the_predicted_noise_renoises_to_the_models_own_noise_scaling(family):
@@ -298,7 +300,7 @@ def test_the_predicted_noise_renoises_to_the_models_own_noise_scaling(family):
 
     watched = model.clone()
     watched.set_model_unet_function_wrapper(spy)
-    noise, noised = host.invert(watched, prompt, latent, STRENGTH, 3)
+    noise, noised = host.sampling.invert(watched, prompt, latent, STRENGTH, 3)
     sigma, z0 = level_of(model, STRENGTH), model.model.process_latent_in(latent["samples"])
     assert float(seen["sigma"]) == pytest.approx(float(sigma))
     scale = dict(atol=1e-4 * max(1.0, float(sigma)), rtol=1e-4)
@@ -315,10 +317,10 @@ def test_full_strength(family, caplog):
     """Nothing of the photograph but what the model saw in it; flow models cannot put that into a LATENT."""
     _, model, clip, _ = family
     prompt, latent = encode(clip, "a house"), latent_of(model)
-    noise, noised = host.invert(model, prompt, latent, 1.0, 0)
+    noise, noised = host.sampling.invert(model, prompt, latent, 1.0, 0)
     assert torch.isfinite(noise.noise).all() and torch.isfinite(noised["samples"]).all()
-    sigmas = host.sampling_sigmas(model, "simple", 2, 1.0)
-    picture = host.sample(model, prompt, prompt, latent, noise, sigmas, 1.0, "euler")["samples"]
+    sigmas = host.sampling.sampling_sigmas(model, "simple", 2, 1.0)
+    picture = host.sampling.sample(model, prompt, prompt, latent, noise, sigmas, 1.0, "euler")["samples"]
     assert torch.isfinite(picture).all()
     carried = model.model.process_latent_in(noised["samples"]).abs().max() > 1e-3
     assert carried == (not isinstance(model.get_model_object("model_sampling"), FLOW))
@@ -330,9 +332,9 @@ def test_text_encoders_that_are_not_loaded_are_left_out(open_family, caplog):
     clip = clip.clone()
     t5xxl, clip.cond_stage_model.t5xxl = clip.cond_stage_model.t5xxl, None
     try:
-        assert set(host.text_widths(clip)) == set(host.word_vectors(clip, "painting")) == {"clip_l", "clip_g"}
-        vectors = {k: torch.full((TOKENS, w), 0.02) for k, w in host.text_widths(clip).items()}
-        context = host.style_conditioning(clip, "a house, *", vectors)[0][0]
+        assert set(host.text.text_widths(clip)) == set(host.text.word_vectors(clip, "painting")) == {"clip_l", "clip_g"}
+        vectors = {k: torch.full((TOKENS, w), 0.02) for k, w in host.text.text_widths(clip).items()}
+        context = host.text.style_conditioning(clip, "a house, *", vectors)[0][0]
         assert (context - encode(clip, "a house, ")[0][0]).abs().max() > 1e-3
     finally:
         clip.cond_stage_model.t5xxl = t5xxl
@@ -345,7 +347,7 @@ def test_size_and_pooled_output_reach_the_denoiser(open_family):
     latent, prompt = latent_of(model), encode(clip, "a house")
 
     def noise(**extra) -> torch.Tensor:
-        return host.invert(model, [[prompt[0][0], {**prompt[0][1], **extra}]], latent, STRENGTH, 0).noise.noise
+        return host.sampling.invert(model, [[prompt[0][0], {**prompt[0][1], **extra}]], latent, STRENGTH, 0).noise.noise
 
     plain = noise()
     assert (noise(pooled_output=prompt[0][1]["pooled_output"] + 1) - plain).abs().max() > 1e-3
@@ -368,8 +370,8 @@ def test_a_style_serves_relatives_with_the_same_text_encoders(plain, open_family
     """Learned on the whole U-Net, heard by a distilled one without its middle (the layout of BK-SDM)."""
     model, clip, _ = open_family("sd1-no-middle")
     latent, without = latent_of(model), encode(clip, "a house, ")
-    styled = host.style_conditioning(clip, "a house, *", plain[2].vectors)
-    noises = [host.invert(model, cond, latent, STRENGTH, 0).noise.noise for cond in (styled, without)]
+    styled = host.text.style_conditioning(clip, "a house, *", plain[2].vectors)
+    noises = [host.sampling.invert(model, cond, latent, STRENGTH, 0).noise.noise for cond in (styled, without)]
     assert (noises[0] - noises[1]).abs().max() > 1e-3
 
 
@@ -380,12 +382,12 @@ def test_patched_noise_levels(plain, sampling, zsnr):
     other = patched(model, sampling, zsnr)
     rescaled = RescaleCFG().patch(other, 1.0)[0]
     prompt, latent, other_prompt = encode(clip, "a house"), latent_of(model), encode(clip, "a boat")
-    noise = host.invert(other, prompt, latent, STRENGTH, 0).noise
-    assert (noise.noise - host.invert(model, prompt, latent, STRENGTH, 0).noise.noise).abs().max() > 1e-3
+    noise = host.sampling.invert(other, prompt, latent, STRENGTH, 0).noise
+    assert (noise.noise - host.sampling.invert(model, prompt, latent, STRENGTH, 0).noise.noise).abs().max() > 1e-3
     for strength in (STRENGTH, 1.0):
-        noise = host.invert(other, prompt, latent, strength, 0).noise
-        sigmas = host.sampling_sigmas(other, "simple", 2, strength)
-        pictures = [host.sample(m, prompt, other_prompt, latent, noise, sigmas, 5.0, "euler")["samples"]
+        noise = host.sampling.invert(other, prompt, latent, strength, 0).noise
+        sigmas = host.sampling.sampling_sigmas(other, "simple", 2, strength)
+        pictures = [host.sampling.sample(m, prompt, other_prompt, latent, noise, sigmas, 5.0, "euler")["samples"]
                     for m in (other, rescaled)]
         assert torch.isfinite(pictures[0]).all() and (pictures[0] - pictures[1]).abs().max() > 1e-3
     learned = learned_on(other, clip)[0]
@@ -399,7 +401,7 @@ def test_few_steps_keep_the_meaning_of_strength(small, scheduler, steps):
     """With LCM's 50 levels a strength starts where it starts with a thousand, right to one of them."""
     fast, sampling = patched(small[0], "lcm"), small[0].get_model_object("model_sampling")
     for strength in (0.3, 0.5, 0.8):
-        sigmas = host.sampling_sigmas(fast, scheduler, steps, strength, "lcm")
+        sigmas = host.sampling.sampling_sigmas(fast, scheduler, steps, strength, "lcm")
         assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
         timestep = float(sampling.timestep(sigmas[0]))
         wanted = float(sampling.timestep(sampling.percent_to_sigma(1 - strength) * torch.ones(1)))
@@ -410,7 +412,7 @@ def test_the_turbo_schedulers_levels_can_be_used(small):
     """SDTurboScheduler's SIGMAS into InST Sample: the first one is the level of the inversion."""
     model, clip, _ = small
     sigmas = SDTurboScheduler.execute(model, 1, 0.6).result[0]
-    noise = host.invert(model, encode(clip, "a house"), latent_of(model), 0.1, 0, sigmas=sigmas).noise
+    noise = host.sampling.invert(model, encode(clip, "a house"), latent_of(model), 0.1, 0, sigmas=sigmas).noise
     assert noise.sigma == pytest.approx(float(sigmas[0]))
 
 
@@ -423,7 +425,7 @@ def test_denoisers_stored_with_less_precision(plain, models, dtype, near):
     other = comfy.sd.load_diffusion_model(str(path), {"dtype": dtype})
     assert next(other.model.diffusion_model.parameters()).dtype == dtype
     prompt, latent = encode(clip, "a house"), latent_of(model)
-    full, less = (host.invert(m, prompt, latent, STRENGTH, 0).noise.noise for m in (model, other))
+    full, less = (host.sampling.invert(m, prompt, latent, STRENGTH, 0).noise.noise for m in (model, other))
     assert (full - less).abs().mean() < near * full.abs().mean()
     assert not torch.equal(full, less) or dtype == model.model.get_dtype_inference()
     learned = learned_on(other, clip)[0]
@@ -499,10 +501,10 @@ def test_models_that_take_extra_channels_are_refused(open_family):
     network.img_in = torch.nn.Linear(narrow.weight.shape[1] * 2, narrow.weight.shape[0])
     try:
         with pytest.raises(ValueError, match="Learn InST Style does not support inpainting"):
-            host.check_learnable(model)
+            host.parts.check_learnable(model)
     finally:
         network.img_in = narrow
-    host.check_learnable(model)
+    host.parts.check_learnable(model)
 
 
 def test_an_unknown_family_is_refused_by_name_for_learning_only(small):
@@ -511,8 +513,8 @@ def test_an_unknown_family_is_refused_by_name_for_learning_only(small):
     stranger.model.model_config = type("Stranger", (), {})()
     try:
         with pytest.raises(ValueError, match=r"family \(Stranger\). Choose one of these: SD 1.x, .*Flux.1 schnell"):
-            host.check_learnable(stranger)
-        host.check_invertible(stranger)
+            host.parts.check_learnable(stranger)
+        host.parts.check_invertible(stranger)
     finally:
         stranger.model.model_config = kept
 
@@ -531,22 +533,23 @@ def test_parts_of_another_family_are_named_before_any_work(idle, open_family):
     other, others_clip, _ = open_family("chroma")
     with pytest.raises(ValueError, match=r"Learn InST Style: the CLIP comes from another model.*: it has the text "
                                          r"encoders t5xxl \(64\), and the .* \(SD 1.x\) is prompted through clip_l"):
-        host.check_learnable(model, others_clip)
+        host.parts.check_learnable(model, others_clip)
     with pytest.raises(ValueError, match=r"the CLIP comes from another model \(SD 1.x\): .*Chroma"):
-        host.check_learnable(other, clip)
+        host.parts.check_learnable(other, clip)
     with pytest.raises(ValueError, match="the VAE comes from another model: it makes latents of 16 channels.*takes 4"):
-        host.check_learnable(model, clip, type("VAE", (), {"latent_channels": 16})())
-    host.check_learnable(model, clip, type("VAE", (), {"latent_channels": 4})())
+        host.parts.check_learnable(model, clip, type("VAE", (), {"latent_channels": 16})())
+    host.parts.check_learnable(model, clip, type("VAE", (), {"latent_channels": 4})())
 
     right, wrong, latent = encode(clip, "a house"), encode(others_clip, "a house"), latent_of(model)
     with pytest.raises(ValueError, match="Stochastic Invert Latent: positive comes from the CLIP of another model: its "
                                          "width is 64, and the connected model .SD15. takes 768"):
-        host.invert(model, wrong, latent, STRENGTH, 0)
-    sigmas = host.sampling_sigmas(model, "simple", 2, STRENGTH)
+        host.sampling.invert(model, wrong, latent, STRENGTH, 0)
+    sigmas = host.sampling.sampling_sigmas(model, "simple", 2, STRENGTH)
     with pytest.raises(ValueError, match="InST Sample: negative comes from the CLIP of another model"):
-        host.sample(model, right, wrong, latent, comfy_noise(), sigmas, 1.0, "euler")
-    for call in (lambda: host.invert(model, right, latent_of(other), STRENGTH, 0),
-                 lambda: host.sample(model, right, right, latent_of(other), comfy_noise(), sigmas, 1.0, "euler")):
+        host.sampling.sample(model, right, wrong, latent, comfy_noise(), sigmas, 1.0, "euler")
+    for call in (lambda: host.sampling.invert(model, right, latent_of(other), STRENGTH, 0),
+                 lambda: host.sampling.sample(model, right, right, latent_of(other), comfy_noise(), sigmas, 1.0,
+                                              "euler")):
         with pytest.raises(ValueError, match=r"the latent comes from another model: it is \(1, 16, 8.*\(batch, 4, h"):
             call()
 
@@ -568,7 +571,7 @@ def test_the_pooled_text_of_another_family_is_named(open_family):
 
 def test_an_empty_latent_of_another_family_is_taken_as_the_host_takes_it(open_family):
     model, clip, _ = open_family("klein-4b")
-    noise = host.invert(model, encode(clip, "a house"), {"samples": torch.zeros(1, 4, 8, 8)}, 1.0, 0).noise
+    noise = host.sampling.invert(model, encode(clip, "a house"), {"samples": torch.zeros(1, 4, 8, 8)}, 1.0, 0).noise
     assert noise.noise.shape == (1, 128, 8, 8)
 
 
@@ -582,10 +585,10 @@ def test_pictures_of_families_with_a_time_axis_are_one_frame_each(open_family):
         def encode(self, pictures):
             return torch.ones(1, 16, len(pictures), 8, 8)
 
-    assert host.encode_latent(VAE(), model, torch.zeros(3, 64, 64, 3)).shape == (3, 16, 1, 8, 8)
+    assert host.vision.encode_latent(VAE(), model, torch.zeros(3, 64, 64, 3)).shape == (3, 16, 1, 8, 8)
     with pytest.raises(ValueError, match=r"takes \(batch, 16, 1, height, width\)"):
         check_parts(model, "node", latent=torch.zeros(1, 16, 3, 8, 8))
-    shown, format_ = host.LatentPreview(model), model.get_model_object("latent_format")
+    shown, format_ = host.progress.LatentPreview(model), model.get_model_object("latent_format")
     shown._previewer = latent_preview.Latent2RGBPreviewer(format_.latent_rgb_factors, format_.latent_rgb_factors_bias)
     assert shown(torch.zeros(2, 16, 1, 8, 8)).size == (16, 8)
 
@@ -601,7 +604,7 @@ def test_what_cannot_work_is_refused_with_its_reason(open_family, name, reason):
     model.model.model_config = type(name, (), {"unet_config": {}})()
     try:
         with pytest.raises(ValueError, match=reason) as error:
-            host.check_learnable(model)
+            host.parts.check_learnable(model)
         assert name in str(error.value) and ("makes video" in reason) == ("makes video" in str(error.value))
     finally:
         model.model.model_config = kept
@@ -633,7 +636,7 @@ def test_words_to_start_from_do_not_copy_the_vocabulary(open_family, words):
     _, clip, _ = open_family("z-image")
     table = host.text.text_parts(clip)["qwen3_4b"].table
     with LargestTensor() as made:
-        vectors = host.word_vectors(clip, words)["qwen3_4b"]
+        vectors = host.text.word_vectors(clip, words)["qwen3_4b"]
     assert 0 < made.numel < table.numel() / 10
     length = table.float().norm(dim=1).mean()
     ids = clip.tokenizer.qwen3_4b.tokenizer(words)["input_ids"]

@@ -37,7 +37,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_embeddings_of_other_tools_are_read_as_the_host_reads_them(folders, layout):
-    path = host.style_folders()[0] / "cat.safetensors"
+    path = host.files.style_folders()[0] / "cat.safetensors"
     path.parent.mkdir(parents=True)
     save_file(LAYOUTS[layout], path)
     vectors = load_style(path).vectors
@@ -55,7 +55,7 @@ def vectors_in(clip, prompt: str) -> list[float]:
 def save_unchecked(monkeypatch, name):
     """The file as it was before names were checked."""
     monkeypatch.setattr(saving, "check_name", lambda name: name)
-    saving.save_new(Style({"clip_l": rows(2)}), name, host.style_folders(), True)
+    saving.save_new(Style({"clip_l": rows(2)}), name, host.files.style_folders(), True)
 
 
 @pytest.mark.parametrize("name", ["wave", "painters/monet", "deep/er/monet", "星月夜", "v1.2", "1889_irises", "inf",
@@ -89,12 +89,12 @@ def test_a_new_style_never_hides_behind_another(small, tmp_path):
     """A name in any folder of the loader or of prompts is taken: what is loaded is what was just saved."""
     folder_paths.add_model_folder_path("inst_styles", str(tmp_path / "yaml"))
     folder_paths.add_model_folder_path("embeddings", str(tmp_path / "embeddings"))
-    places = [host.style_folders()[0], host.style_folders()[1], tmp_path / "yaml", tmp_path / "embeddings" / "deep"]
+    places = [*host.files.style_folders()[:2], tmp_path / "yaml", tmp_path / "embeddings" / "deep"]
     for number, place in enumerate(places, 1):
         save_style(Style({"clip_l": rows(1)}), place / f"Style_{number:05}.safetensors")
     InSTSaveStyle.execute(Style({"clip_l": rows(1, 768, 9)}), "style")
     folder_paths.filename_list_cache.clear()
-    assert torch.equal(load_style(host.style_path("style_00005.safetensors")).vectors["clip_l"], rows(1, 768, 9))
+    assert torch.equal(load_style(host.files.style_path("style_00005.safetensors")).vectors["clip_l"], rows(1, 768, 9))
     stock = load_embed("style_00005", folder_paths.get_folder_paths("embeddings"), 768, "clip_l")
     assert torch.equal(stock, rows(1, 768, 9))
 
@@ -102,13 +102,13 @@ def test_a_new_style_never_hides_behind_another(small, tmp_path):
 def test_styles_in_folders_are_listed_and_read(small):
     InSTSaveStyle.execute(Style({"clip_l": rows(1)}), "painters/monet")
     folder_paths.filename_list_cache.clear()
-    names = {name.replace("\\", "/"): name for name in host.style_files()}
+    names = {name.replace("\\", "/"): name for name in host.files.style_files()}
     name = names["painters/monet_00001.safetensors"]
-    assert load_style(host.style_path(name)).tokens == 1
+    assert load_style(host.files.style_path(name)).tokens == 1
 
 
 def weight_file(name, value):
-    path = Path(folder_paths.models_dir, host.TRANSFER_FOLDER, name)
+    path = Path(folder_paths.models_dir, host.files.TRANSFER_FOLDER, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"x": torch.full((3,), value)}, path)
     return path
@@ -134,7 +134,7 @@ def test_a_file_that_is_replaced_under_its_name_is_read_again(node, inputs):
 
 def test_an_embeddings_pt_that_is_trained_again_is_imported_again(ldm):
     """Report of a training that writes the same name again."""
-    path = host.style_folders()[0] / "embeddings.pt"
+    path = host.files.style_folders()[0] / "embeddings.pt"
     path.parent.mkdir(parents=True)
     inputs = {"embeddings_name": "embeddings.pt", "encoder": "released", "seed": 0}
     known = []
@@ -147,7 +147,7 @@ def test_an_embeddings_pt_that_is_trained_again_is_imported_again(ldm):
 
 
 def test_a_style_that_is_replaced_is_read_again():
-    path = host.style_folders()[0] / "a.safetensors"
+    path = host.files.style_folders()[0] / "a.safetensors"
     save_style(Style({"clip_l": rows(1)}), path)
     before = InSTLoadStyle.fingerprint_inputs(path.name)
     save_style(Style({"clip_l": rows(1, 768, 1)}), path)

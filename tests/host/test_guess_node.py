@@ -37,7 +37,7 @@ def encoder(folders, small):
     def write(about: guessing.About = ABOUT, name: str = "mine.safetensors") -> str:
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            start = {k: host.word_vectors(small[1], "painting").get(k, torch.ones(1, w)).clone()
+            start = {k: host.text.word_vectors(small[1], "painting").get(k, torch.ones(1, w)).clone()
                      for k, w in about.widths.items()}
             made = guessing.Guesser(about, start).requires_grad_(False)
             for head in made.heads.values():
@@ -60,7 +60,7 @@ def test_a_guess_is_applied_saved_loaded_and_learned_on_from(eyes, encoder, smal
     assert loaded.ui.as_dict()["text"] == ("ukiyo-e, woodblock print",)
     assert torch.equal(loaded.result[0].vectors["clip_l"], style.vectors["clip_l"])
 
-    module = host.make_encoder(small[1], choose_recipe("direct", tokens=2), loaded.result[0])
+    module = host.learning.make_encoder(small[1], choose_recipe("direct", tokens=2), loaded.result[0])
     assert torch.equal(module()["clip_l"], style.vectors["clip_l"])
 
 
@@ -69,7 +69,7 @@ def test_words_of_the_context_are_what_it_starts_from_where_a_clip_reads_them(ey
     plain = InSTGuessStyle.execute(pictures, name).result[0]
     there = InSTGuessStyle.execute(pictures, name, words, small[1]).result[0]
     assert (plain.metadata["inst.start"], there.metadata["inst.start"]) == ("painting", words)
-    start = {k: host.word_vectors(small[1], w)["clip_l"] for k, w in (("painting", "painting"), ("words", words))}
+    start = {k: host.text.word_vectors(small[1], w)["clip_l"] for k, w in (("painting", "painting"), ("words", words))}
     apart = [(style.vectors["clip_l"] - v) / v.norm() for style, v in zip((plain, there), start.values(), strict=True)]
     assert torch.allclose(*apart, atol=1e-2)  # the file is in half precision
 
@@ -97,8 +97,8 @@ def test_what_cannot_be_guessed_is_refused_by_name(encoder, small, pictures, fol
 
 
 def test_the_shipped_encoder_is_found_without_copying_and_is_for_the_demo_model():
-    assert SHIPPED in host.guesser_files()
-    path = Path(host.guesser_path(SHIPPED))
+    assert SHIPPED in host.files.guesser_files()
+    path = Path(host.files.guesser_path(SHIPPED))
     about = guessing.load(path).about
     assert (about.base_model, about.features, about.tokens) == ("inst-demo.safetensors", "alexnet", 4)
     assert path.stat().st_size <= 3_000_000

@@ -140,36 +140,36 @@ def test_models_are_told_apart_by_what_learning_sees(small, open_checkpoint):
     one, two, other = with_lora(model, clip, 0.5), with_lora(model, clip, 0.6), with_lora(model, clip, 0.5, seed=1)
     skipped = host_nodes.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
     velocity = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    known = [host.identify(*models) for models in [
+    known = [host.identity.identify(*models) for models in [
         (model, clip, vae), (one[0], clip, vae), (model, one[1], vae), (*one, vae), (*two, vae), (*other, vae),
         (model, skipped, vae), (velocity, clip, vae)]]
     assert len(set(known)) == len(known)
-    assert known[0] == host.identify(*again)
-    assert known[3] == host.identify(*with_lora(again[0], again[1], 0.5), again[2])
+    assert known[0] == host.identity.identify(*again)
+    assert known[3] == host.identity.identify(*with_lora(again[0], again[1], 0.5), again[2])
 
 
 def test_being_loaded_and_patched_at_the_moment_changes_nothing(small):
     model, clip, vae = small
     patched = with_lora(model, clip, 0.5)
-    known = [host.identify(model, clip, vae), host.identify(*patched, vae)]
+    known = [host.identity.identify(model, clip, vae), host.identity.identify(*patched, vae)]
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     positive = host_nodes.CLIPTextEncode().encode(patched[1], "a hill")[0]
     host_nodes.common_ksampler(patched[0], 0, 1, 1.0, "euler", "normal", positive, positive, latent)
-    assert [host.identify(model, clip, vae), host.identify(*patched, vae)] == known
+    assert [host.identity.identify(model, clip, vae), host.identity.identify(*patched, vae)] == known
 
 
 def test_an_embedding_that_the_prompt_names_belongs_to_it(small):
-    folder = host.style_folders()[0]
+    folder = host.files.style_folders()[0]
     folder.mkdir(parents=True)
     known = []
     for value in (1.0, 2.0):
         save_file({"clip_l": torch.full((1, 768), value)}, folder / "mood.safetensors")
-        known.append(host.identify(*small, texts=["*, embedding:mood"]))
+        known.append(host.identity.identify(*small, texts=["*, embedding:mood"]))
     assert known[0] != known[1] and "embeddings" in folder_paths.folder_names_and_paths
 
 
 def test_clip_vision_counts_where_it_is_used(small, clip_vision):
-    assert host.identify(*small, clip_vision) != host.identify(*small)
+    assert host.identity.identify(*small, clip_vision) != host.identity.identify(*small)
 
 
 def test_a_model_is_the_same_under_another_name_and_another_under_its_own(small, tmp_path):
@@ -182,19 +182,19 @@ def test_a_model_is_the_same_under_another_name_and_another_under_its_own(small,
 
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(stored.read_bytes())
-    assert host.identify(*opened(copy)) == host.identify(*small)
+    assert host.identity.identify(*opened(copy)) == host.identity.identify(*small)
     tensors = comfy.utils.load_torch_file(str(stored))
     save_file({k: v.clone() * (1.01 if "diffusion_model" in k else 1) for k, v in tensors.items()}, copy)
-    assert host.identify(*opened(copy)) != host.identify(*small)
+    assert host.identity.identify(*opened(copy)) != host.identity.identify(*small)
 
 
 def test_models_of_other_loaders_are_known_by_their_weights(small, monkeypatch):
     model, clip, vae = small
     for patcher in (model, clip.patcher, vae.patcher):
         monkeypatch.setattr(patcher, "cached_patcher_init", None)
-    known = host.identify(*small)
+    known = host.identity.identify(*small)
     patched = with_lora(model, clip, 0.5)
-    with_one = host.identify(*patched, vae)
+    with_one = host.identity.identify(*patched, vae)
     comfy.model_management.load_models_gpu([patched[0], patched[1].patcher], force_patch_weights=True)
-    assert model.backup and (host.identify(*small), host.identify(*patched, vae)) == (known, with_one)
+    assert model.backup and (host.identity.identify(*small), host.identity.identify(*patched, vae)) == (known, with_one)
     assert known != with_one

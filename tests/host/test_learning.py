@@ -31,7 +31,7 @@ def features() -> PictureFeatures:
 
 
 def encoder_for(clip, name: str, tokens: int = 2):
-    return build_encoder(name, host.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
+    return build_encoder(name, host.text.word_vectors(clip, "painting"), tokens, torch.Generator().manual_seed(0))
 
 
 def held_out(session, encoder, seen: Painting) -> float:
@@ -41,10 +41,10 @@ def held_out(session, encoder, seen: Painting) -> float:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_learning_lowers_a_held_out_loss(small, name, rounding):
     model, clip, _ = small
-    with host.training_mode():
+    with host.training.training_mode():
         encoder, seen = encoder_for(clip, name), painting(features())
         recipe = choose_recipe(name, 2, STEPS, 4, 1e-2 if name == "direct" else 2e-3)
-        with host.training_session(model, clip, "*", 1 if name in FAITHFUL else 2) as session:
+        with host.training.training_session(model, clip, "*", 1 if name in FAITHFUL else 2) as session:
             learned = learn_style(session, encoder, seen, recipe)
             again = held_out(session, encoder, seen)
     assert learned.kept < learned.checks[0].loss * 0.995
@@ -56,12 +56,12 @@ def test_the_gradient_agrees_with_a_finite_difference(small, rounding):
     model, clip, _ = small
     if rounding(model) > 1e-5:
         pytest.skip("so small a difference of the loss cannot be seen in half precision")
-    with host.training_mode():
+    with host.training.training_mode():
         encoder = encoder_for(clip, "direct")
         pixels = views()
         batch = Batch(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2)),
                       torch.tensor([0.3, 0.7]))
-        with host.training_session(model, clip, "a house, *", 2) as session:
+        with host.training.training_session(model, clip, "a house, *", 2) as session:
             backward(session, encoder, None, batch, 0, 2.0**16, Room(2))
             vectors = encoder.vectors["clip_l"]
             direction = vectors.grad / vectors.grad.norm()
@@ -81,9 +81,9 @@ def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
     model, clip, _ = small
 
     def learn(seed: int) -> torch.Tensor:
-        with host.training_mode():
+        with host.training.training_mode():
             encoder = encoder_for(clip, "paper", 1)
-            with host.training_session(model, clip, "*", 1) as session:
+            with host.training.training_session(model, clip, "*", 1) as session:
                 recipe = choose_recipe("paper", steps=2, batch=2, rate=1e-3, seed=seed)
                 return learn_style(session, encoder, painting(features()), recipe).vectors["clip_l"]
 
@@ -96,10 +96,10 @@ def test_the_same_seed_learns_the_same_style_bit_for_bit(small):
 
 def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
     model, clip, _ = small
-    with host.training_mode():
+    with host.training.training_mode():
         encoder = encoder_for(clip, "direct")
         for prompt in ("(*:1.3) at night", "a very old house " * 30 + "*"):
-            with host.training_session(model, clip, prompt, 2) as session:
+            with host.training.training_session(model, clip, prompt, 2) as session:
                 learned = learn_style(session, encoder, painting(), QUICK)
             assert learned.losses[0] > 0
 
@@ -111,7 +111,7 @@ def test_a_lora_is_seen_while_learning(small):
     patched = host_nodes.LoraLoader().load_lora(model, clip, "inst-small-lora.safetensors", 1.0, 1.0)
     losses = []
     for model_, clip_ in ((model, clip), patched, (patched[0], clip), (model, patched[1])):
-        with host.training_mode(), host.training_session(model_, clip_, "*", 2) as session:
+        with host.training.training_mode(), host.training.training_session(model_, clip_, "*", 2) as session:
             losses.append(held_out(session, encoder_for(clip, "direct"), painting()))
     assert len(set(losses)) == 4
 
@@ -125,9 +125,9 @@ def test_text_encoder_and_denoiser_in_turn_learn_the_same_style(small, layers):
 
     def learn(together: bool):
         here = []
-        with host.training_mode():
+        with host.training.training_mode():
             encoder = encoder_for(clip, "direct")
-            with host.training_session(model, clip, "a house, *", 2, layers, together) as session:
+            with host.training.training_session(model, clip, "a house, *", 2, layers, together) as session:
                 def watch(plain):
                     def watched(*arguments):
                         result = plain(*arguments)
@@ -224,9 +224,9 @@ def test_nothing_leaks_into_the_users_models(small, accident):
             raise accident("half-way")
 
     try:
-        with host.training_mode():
+        with host.training.training_mode():
             encoder = encoder_for(clip, "direct")
-            with host.training_session(model, clip, "*", 2) as session:
+            with host.training.training_session(model, clip, "*", 2) as session:
                 learn_style(session, encoder, painting(), QUICK, report)
     except (ValueError, Stop):
         assert accident
@@ -246,7 +246,7 @@ def test_memory_is_flat_over_repeated_runs(small):
 
     counts = []
     for _ in range(3):
-        with host.training_mode(), host.training_session(model, clip, "*", 2) as session:
+        with host.training.training_mode(), host.training.training_session(model, clip, "*", 2) as session:
             learn_style(session, encoder_for(clip, "direct"), painting(), replace(QUICK, steps=1))
         counts.append((tensors(), len(comfy.model_management.current_loaded_models)))
     assert counts[1] == counts[2]
@@ -257,7 +257,7 @@ def test_a_model_that_cannot_be_made_again_is_refused(small):
     foreign = model.clone()
     foreign.cached_patcher_init = None
     with pytest.raises(ValueError, match="model comes from a loader that cannot make it a second time.*Load Check"), \
-            host.training_session(foreign, clip, "*", 1):
+            host.training.training_session(foreign, clip, "*", 1):
         pass
 
 
@@ -265,17 +265,17 @@ def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
     model = small[0].clone()
     model.add_object_patch("latent_format", type("Video", (), {"latent_dimensions": 3})())
     with pytest.raises(ValueError, match="has latents with a time axis"):
-        host.check_learnable(model)
+        host.parts.check_learnable(model)
     other, _, _ = open_checkpoint()
     other.model.concat_keys = ("mask", "masked_image")
     with pytest.raises(ValueError, match="inpainting"):
-        host.check_invertible(other)
+        host.parts.check_invertible(other)
 
 
 def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
     from PIL import Image
 
-    shown = host.LatentPreview(small[0])
+    shown = host.progress.LatentPreview(small[0])
     shown._previewer = None
     assert shown(torch.zeros(6, 4, 8, 8)) is None
 
@@ -299,7 +299,7 @@ def test_words_to_start_from_have_the_length_of_words(small):
     """One word, several, or none: the mean of the vocabulary."""
     table = host.text.token_embedding(small[1], "clip_l").weight.float()
     length = float(table.norm(dim=-1).mean())
-    vectors = [host.word_vectors(small[1], words)["clip_l"] for words in ("painting", "oil painting, impasto", "")]
+    vectors = [host.text.word_vectors(small[1], words)["clip_l"] for words in ("painting", "oil painting, impasto", "")]
     assert all(float(v.norm()) == pytest.approx(length, rel=1e-4) for v in vectors)
     mean = table.mean(0, keepdim=True).cpu()
     torch.testing.assert_close(vectors[2], mean * (length / mean.norm()), rtol=1e-4, atol=1e-5)

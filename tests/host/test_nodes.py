@@ -42,7 +42,7 @@ def learn(small, image, encoder="direct", **more):
 def test_learn_saves_a_file_that_equals_its_output(small, pictures, clip_vision, encoder):
     result = learn(small, pictures[:1], encoder, clip_vision=clip_vision, name="wave", prompt="a hill, *")
     style, loss = result.result
-    path = host.style_folders()[0] / "wave_00001.safetensors"
+    path = host.files.style_folders()[0] / "wave_00001.safetensors"
     saved = load_style(path)
     assert torch.equal(saved.vectors["clip_l"], style.vectors["clip_l"])
     assert style.tokens == (1 if encoder == "paper" else 2)
@@ -62,7 +62,7 @@ def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
     def learned(encoder, **more):
         return learn(small, pictures[:1], encoder, **more).result[0]
 
-    assert host.side_to_learn_at(small[0], 0) == 512 and host.side_to_learn_at(small[0], 96) == 96
+    assert host.learning.side_to_learn_at(small[0], 0) == 512 and host.learning.side_to_learn_at(small[0], 96) == 96
     assert learned("auto").encoder == "direct"
     with pytest.raises(ValueError, match="choose quality 'good'"):
         learned("auto", quality="like the paper")
@@ -74,8 +74,8 @@ def test_quality_and_resolution_are_what_nothing_else_decides(small, pictures):
 def test_a_style_is_learned_outside_of_what_content_names(small, pictures):
     """Its words and those that it is learned on from; the file says what was kept out."""
     style = learn(small, pictures[:1], learning_rate=0.02, content="sunflower, vase").result[0]
-    words = host.word_vectors(small[1], "painting")["clip_l"]
-    basis = host.content_bases(small[1], "sunflower, vase", {"clip_l": words})["clip_l"]
+    words = host.text.word_vectors(small[1], "painting")["clip_l"]
+    basis = host.text.content_bases(small[1], "sunflower, vase", {"clip_l": words})["clip_l"]
 
     def inside(vectors) -> float:
         return ((vectors - words) @ basis.T).norm() / (vectors - words).norm()
@@ -83,22 +83,22 @@ def test_a_style_is_learned_outside_of_what_content_names(small, pictures):
     assert inside(style.vectors["clip_l"]) < 1e-5 < 1e-3 < inside(style.encoder_weights["vectors.clip_l"])
     assert style.metadata["inst.content"] == "sunflower, vase" and len(basis) >= 2
     recipe = choose_recipe("direct", 2)
-    assert torch.equal(host.make_encoder(small[1], recipe, style)(None)["clip_l"], style.vectors["clip_l"])
+    assert torch.equal(host.learning.make_encoder(small[1], recipe, style)(None)["clip_l"], style.vectors["clip_l"])
 
 
 def test_stages_are_learned_kept_and_learned_on(small, pictures):
     result = learn(small, pictures[:1], stages=2, learning_rate=0.02, name="wave")
     style, text = result.result[0], result.ui.as_dict()["text"][0]
-    saved = load_style(host.style_folders()[0] / "wave_00001.safetensors")
+    saved = load_style(host.files.style_folders()[0] / "wave_00001.safetensors")
     assert len(style.stages) == len(saved.stages) == 2 and "2 stages, the middle one" in text
     assert not torch.equal(*(stage.vectors["clip_l"] for stage in saved.stages))
     assert torch.equal(saved.vectors["clip_l"], saved.stages[1].vectors["clip_l"])
     recipe = choose_recipe("direct", 2)
-    again = host.make_encoders(small[1], recipe, saved, "all", "", 2)
+    again = host.learning.make_encoders(small[1], recipe, saved, "all", "", 2)
     assert all(torch.equal(one(None)["clip_l"], stage.vectors["clip_l"])
                for one, stage in zip(again, saved.stages, strict=True))
     plain = Style(saved.vectors, family="SD15")
-    assert len(host.make_encoders(small[1], recipe, plain, "all", "", 3)) == 3
+    assert len(host.learning.make_encoders(small[1], recipe, plain, "all", "", 3)) == 3
     with pytest.raises(ValueError, match="a style of 2 stages by encoder direct; stages is 1"):
         learn(small, pictures[:1], continue_from=saved)
     with pytest.raises(ValueError, match="stages is 3 and adapter_rank is 8"):
@@ -114,7 +114,8 @@ def test_what_a_mask_leaves_out_is_not_seen(small, pictures, clip_vision, name):
     stained = torch.where(mask.bool().unsqueeze(-1), torch.tensor([0.0, 1.0, 0.0]), pictures[:1])
 
     def look(image, style_mask):
-        seen = host.look_at(preprocess.paintings(image, style_mask), choose_recipe(name), model, vae, clip_vision, 64)
+        seen = host.learning.look_at(preprocess.paintings(image, style_mask), choose_recipe(name), model, vae,
+                                     clip_vision, 64)
         features = seen.features and (seen.features.image_embed, seen.features.patches)
         return [t for t in (seen.views, seen.whole, *(features or ()), seen.view_weights, seen.whole_weights)
                 if t is not None]
@@ -134,13 +135,13 @@ def test_a_mask_finer_than_the_model_sees_is_refused_before_learning(small, pict
 
 
 def test_a_model_says_what_size_it_was_made_for(open_checkpoint):
-    assert host.native_side(open_checkpoint("inst-demo.safetensors")[0]) == 256
+    assert host.size.native_side(open_checkpoint("inst-demo.safetensors")[0]) == 256
 
 
 def test_what_the_learn_node_says(small, pictures, monkeypatch):
     """Before the first step what goes on; then how much closer; last the file and the verdict, in two short lines."""
     said = []
-    monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
+    monkeypatch.setattr(host.progress, "show_text", lambda text, node: said.append(text))
     shown = learn(small, pictures[:1], steps=3, batch_size=2, layers="late", name="wave").ui.as_dict()["text"][0]
     for expected in ("the VAE encodes 16 crops of the painting", "loading the model and the text encoder a second time",
                      "computing once what the style does not change: sample 6 of 6"):
@@ -149,30 +150,30 @@ def test_what_the_learn_node_says(small, pictures, monkeypatch):
     first, second = said[-1].splitlines()
     assert shown == said[-1] and first.startswith("wave_00001.safetensors") and "embedding:wave_00001" in first
     assert re.match(r"[\d.]+ % closer to the painting by held-out loss; finished after 3 of 3 steps, \d+ s", second)
-    path = host.style_folders()[0] / "wave_00001.safetensors"
+    path = host.files.style_folders()[0] / "wave_00001.safetensors"
     assert str(path.parent) not in said[-1] and load_style(path).layers == "late"
 
 
 def press_cancel(monkeypatch, step: int) -> None:
     """The host's interrupt, while a step is under way."""
-    plain = host.LearningView.report
+    plain = host.progress.LearningView.report
 
     def report(view, known):
         if known.done == step:
             comfy.model_management.interrupt_current_processing()
         return plain(view, known)
 
-    monkeypatch.setattr(host.LearningView, "report", report)
+    monkeypatch.setattr(host.progress.LearningView, "report", report)
 
 
 def test_cancel_keeps_the_best_so_far_in_a_file_of_its_own(small, pictures, monkeypatch):
     said = []
-    monkeypatch.setattr(host, "show_text", lambda text, node: said.append(text))
+    monkeypatch.setattr(host.progress, "show_text", lambda text, node: said.append(text))
     arguments = {"steps": 6, "batch_size": 8, "name": "wave"}
     with pytest.raises(comfy.model_management.InterruptProcessingException), monkeypatch.context() as patch:
         press_cancel(patch, 5)
         learn(small, pictures[:1], **arguments)
-    kept, = host.style_folders()[0].glob("*.safetensors")
+    kept, = host.files.style_folders()[0].glob("*.safetensors")
     assert kept.name == "wave_stopped_00001.safetensors" and said[-1].startswith(kept.name)
     assert "stopped early after 5 of 6 steps" in said[-1]
     stopped = load_style(kept)
@@ -203,7 +204,7 @@ def test_cancel_at_any_moment(small, pictures, point):
     finally:
         cancel.cancel()
     assert torch.equal(sample(), before) and not comfy.model_management.in_training
-    for path in host.style_folders()[0].glob("*"):
+    for path in host.files.style_folders()[0].glob("*"):
         stopped = load_style(path)
         assert path.suffix == ".safetensors" and float(stopped.metadata["inst.loss"]) == pytest.approx(
             min(stopped.losses), rel=1e-4)
@@ -212,7 +213,7 @@ def test_cancel_at_any_moment(small, pictures, point):
 def test_a_run_that_gains_nothing_saves_nothing(small, pictures):
     with pytest.raises(ValueError, match="nothing was learned: .*samples are too few"):
         learn(small, pictures[:1], learning_rate=1e-9, steps=3)
-    assert not host.style_folders()[0].exists()
+    assert not host.files.style_folders()[0].exists()
 
 
 def test_zero_is_what_suits_the_encoder(small, pictures, clip_vision, monkeypatch):
@@ -222,7 +223,7 @@ def test_zero_is_what_suits_the_encoder(small, pictures, clip_vision, monkeypatc
     def learn_(model, clip, encoder, painting, recipe, *more):
         raise Enough(f"{recipe.steps} {recipe.batch} {recipe.rate:g}")
 
-    monkeypatch.setattr(host, "learn", learn_)
+    monkeypatch.setattr(host.learning, "learn", learn_)
     with pytest.raises(Enough, match="6100 1 0.0001"):
         learn(small, pictures[:1], "paper", steps=0, batch_size=0, clip_vision=clip_vision)
     with pytest.raises(Enough, match="7 1 0.0001"):
@@ -231,7 +232,7 @@ def test_zero_is_what_suits_the_encoder(small, pictures, clip_vision, monkeypatc
 
 def test_the_learned_encoder_is_in_the_file(small, pictures, clip_vision):
     learn(small, pictures[:1], "paper", clip_vision=clip_vision, steps=6, learning_rate=1e-3)
-    saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
+    saved = load_style(host.files.style_folders()[0] / "style_00001.safetensors")
     attention = Attentions()
     attention.load_state_dict({k.removeprefix("attention."): v for k, v in saved.encoder_weights.items()})
     again = attention(saved.extra["image_embed"].view(1, 1, -1))[0]
@@ -247,7 +248,7 @@ def test_pictures_of_every_kind_can_be_learned(small, pictures, change):
 
 def test_learning_can_be_continued_from_a_saved_style(small, pictures):
     first = learn(small, pictures[:1], steps=4)
-    saved = load_style(host.style_folders()[0] / "style_00001.safetensors")
+    saved = load_style(host.files.style_folders()[0] / "style_00001.safetensors")
     second = learn(small, pictures[:1], continue_from=saved, steps=4)
     losses = [r.result[1]["loss"] for r in (first, second)]
     assert losses[1][0] == pytest.approx(min(losses[0]), rel=1e-5)
@@ -285,7 +286,7 @@ def test_what_cannot_be_learned_is_refused_before_any_work(small, pictures, clip
         arguments = {"image": pictures[:1], "encoder": "direct", **change}
         with pytest.raises(ValueError, match=message):
             learn(small, arguments.pop("image"), arguments.pop("encoder"), **arguments)
-    assert not host.style_folders()[0].exists()
+    assert not host.files.style_folders()[0].exists()
 
 
 def test_what_cannot_be_learned_is_refused_before_anything_is_encoded(small, pictures, clip_vision, monkeypatch):
@@ -330,7 +331,7 @@ def test_import_of_an_official_file(small, pictures, clip_vision, golden, ldm):
     with torch.inference_mode(False):
         official = ldm()
         official.load_state_dict(weights)
-        target = host.style_folders()[0]
+        target = host.files.style_folders()[0]
         target.mkdir(parents=True)
         torch.save({"string_to_token": {"*": torch.tensor(265)}, "attention": official}, target / "embeddings.pt")
     assert InSTImportEmbeddings.define_schema().inputs[0].options == ["embeddings.pt"]
@@ -340,7 +341,7 @@ def test_import_of_an_official_file(small, pictures, clip_vision, golden, ldm):
     expected.load_state_dict(weights)
     for encoder in ("paper", "released"):
         style = InSTImportEmbeddings.execute("embeddings.pt", clip_vision, pictures[:1], encoder, 3).result[0]
-        embed = host.picture_features(clip_vision, pictures[:1], encoder == "released").image_embed
+        embed = host.vision.picture_features(clip_vision, pictures[:1], encoder == "released").image_embed
         generator = torch.Generator().manual_seed(3) if encoder == "released" else None
         torch.testing.assert_close(style.vectors["clip_l"], expected(embed.view(1, 1, -1), generator)[0])
 

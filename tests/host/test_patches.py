@@ -31,7 +31,7 @@ def vectors() -> dict:
 
 def learned_from(model, clip) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(context, denoised prediction, gradient of its sum to the style) as learning sees them."""
-    with host.training_mode(), host.training_session(model, clip, "a house, *", 2) as session:
+    with host.training.training_mode(), host.training.training_session(model, clip, "a house, *", 2) as session:
         style = {k: v.clone().requires_grad_() for k, v in vectors().items()}
         with session.text.recording():
             conditioning = session.text.encode(style)
@@ -163,7 +163,7 @@ def test_other_kinds_of_patches_go_along(small, plain):
     """Another sampling, plain values."""
     model, clip, _ = small
     zero = ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
-    with host.training_mode(), host.training_session(zero, clip, "*", 1) as session:
+    with host.training.training_mode(), host.training.training_session(zero, clip, "*", 1) as session:
         assert float(session.denoiser.model_sampling.sigma_max) > 100
     valued, text = with_object(model, "memory_usage_factor", 1.5), clip.clone()
     text.patcher.add_object_patch("manual_cast_dtype", None)  # which the host adds on GPUs, and it may be None

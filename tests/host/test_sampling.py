@@ -80,14 +80,14 @@ def test_predicted_noise_replaces_the_random_noise(small, prompts):
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "ddim_uniform", "beta", "simple"])
 def test_strength_is_a_level_whatever_the_steps(small, scheduler, steps):
     model = small[0]
-    sigmas = host.sampling_sigmas(model, scheduler, steps, STRENGTH)
+    sigmas = host.sampling.sampling_sigmas(model, scheduler, steps, STRENGTH)
     assert float(sigmas[0]) == pytest.approx(float(level_of(model, STRENGTH)))
     assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
 
 
 def test_full_strength_is_the_hosts_own_schedule(small):
     sampling = small[0].get_model_object("model_sampling")
-    assert torch.equal(host.sampling_sigmas(small[0], "karras", 7, 1.0),
+    assert torch.equal(host.sampling.sampling_sigmas(small[0], "karras", 7, 1.0),
                        comfy.samplers.calculate_sigmas(sampling, "karras", 7))
 
 
@@ -212,7 +212,7 @@ def test_the_cosine_scheduler_at_denoise_zero_is_empty_as_the_hosts(small):
     stock = BasicScheduler.execute(small[0], "normal", 8, 0.0).result[0]
     assert own.shape == stock.shape == (0,)
     with pytest.raises(ValueError, match="denoise is 1e-12, whose level"):
-        host.cosine_sigmas(small[0], 8, 1e-12)
+        host.sampling.cosine_sigmas(small[0], 8, 1e-12)
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
@@ -222,7 +222,7 @@ def test_levels_or_an_error_come_at_once(small, monkeypatch, scheduler, steps, s
     stock, asked = comfy.samplers.calculate_sigmas, []
     monkeypatch.setattr(comfy.samplers, "calculate_sigmas", lambda s, name, n: asked.append(n) or stock(s, name, n))
     try:
-        sigmas = host.sampling_sigmas(small[0], scheduler, steps, strength)
+        sigmas = host.sampling.sampling_sigmas(small[0], scheduler, steps, strength)
         assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
         assert float(sigmas[0]) == pytest.approx(float(level_of(small[0], strength)))
     except ValueError as error:
@@ -233,7 +233,7 @@ def test_levels_or_an_error_come_at_once(small, monkeypatch, scheduler, steps, s
 def test_cancel_is_heard_while_levels_are_looked_for(small):
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        host.sampling_sigmas(small[0], "normal", 50, 0.1)
+        host.sampling.sampling_sigmas(small[0], "normal", 50, 0.1)
 
 
 @pytest.mark.parametrize("node, warned", [(0.6, True), (1.0, False)])

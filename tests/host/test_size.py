@@ -58,7 +58,7 @@ def test_a_wrapper_that_was_there_goes_on_working(small):
         return apply(given["input"], given["timestep"], **given["c"])
 
     model.set_model_unet_function_wrapper(before)
-    tiled = host.tile_model(model, 64, 0.25)
+    tiled = host.size.tile_model(model, 64, 0.25)
     wrapper = tiled.model_options["model_function_wrapper"]
     result = wrapper(lambda x, t, **c: x, {"input": torch.ones(1, 4, 8, 20), "timestep": None, "c": {}})
     assert len(called) == 3 and torch.allclose(result, torch.ones(1, 4, 8, 20))

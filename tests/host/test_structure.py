@@ -72,7 +72,7 @@ def test_the_share_of_steps_is_rounded_up(keep, steps, held):
 
 def test_off_is_bit_equal_and_each_way_is_another(wired):
     model, positive, negative = wired
-    found = [sample(*wired, way=way) for way in host.WAYS]
+    found = [sample(*wired, way=way) for way in host.structure.WAYS]
     without = InSTSample.execute(model, positive, negative, content(), STEPS, 3.0, "euler", "normal", 0.7, 0,
                                  "matched").result[0]["samples"]
     assert torch.equal(sample(*wired, keep=0.0), without)  # and nothing of the others stays on the model
@@ -125,7 +125,7 @@ def test_the_photograph_is_asked_under_its_own_noise(wired):
 
     watched, latent = model.clone(), content(2)
     watched.set_model_unet_function_wrapper(look)
-    noise = host.invert(model, positive, latent, 0.7, 0).noise
+    noise = host.sampling.invert(model, positive, latent, 0.7, 0).noise
     sample(watched, positive, negative, latent, noise=noise)
     sigma, asked = seen[-2]  # of the last step: the photographs, then the pictures
     expected = sampling.noise_scaling(torch.tensor([sigma]), noise.noise.clone(),
@@ -172,8 +172,8 @@ def test_a_region_of_its_own_prompt(wired):
         return host_nodes.ConditioningCombine().combine(*parts)[0]
 
     out = sample(model, halves(positive, negative), halves(negative, negative), latent)
-    left = sample(model, positive, negative, {"samples": latent["samples"][..., :8]},
-                  noise=_Given(host.invert(model, halves(positive, negative), latent, 0.7, 0).noise.noise[..., :8]))
+    seen = host.sampling.invert(model, halves(positive, negative), latent, 0.7, 0).noise.noise
+    left = sample(model, positive, negative, {"samples": latent["samples"][..., :8]}, noise=_Given(seen[..., :8]))
     close(out[..., :8], left)
 
 

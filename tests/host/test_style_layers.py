@@ -68,7 +68,7 @@ def bank(count: int = 4):
 
 def gradient(denoiser, context: Conditioning, samples=None, at_once: int = 4):
     """(loss, d loss / d context) of some samples, ``at_once`` through the denoiser at a time."""
-    with host.training_mode():
+    with host.training.training_mode():
         samples, errors = samples or bank(), []
         leaf = Conditioning(context.context.clone().requires_grad_(), context.pooled)
         for part in samples.split(at_once):
@@ -79,7 +79,7 @@ def gradient(denoiser, context: Conditioning, samples=None, at_once: int = 4):
 
 
 def prepared(denoiser, samples, at_once: int):
-    with host.training_mode():
+    with host.training.training_mode():
         return prepare(denoiser, samples, at_once, DEVICE, lambda done: None)
 
 
@@ -162,7 +162,7 @@ def test_a_whole_run_on_late_layers_is_the_run_on_the_whole_network(free):
     painting = Painting(torch.randn(3, 4, 16, 16, generator=generator), torch.randn(1, 4, 16, 24, generator=generator))
     runs = []
     for denoiser in (RestrictedDenoiser(model, prompt(2)), StyleLayersDenoiser(model, prompt(2))):
-        with host.training_mode():
+        with host.training.training_mode():
             encoder = DirectEncoder({"clip_l": prompt(1).context[0, :1] * 0.1}, 77)
             runs.append(learn_style(Session(denoiser, free), encoder, painting,
                                     Recipe(tokens=77, steps=4, batch=1, rate=1e-3, bank=3, patience=None)))
@@ -207,14 +207,14 @@ def kept(denoiser, samples) -> int:
 
 def test_what_is_kept_is_of_samples_and_not_of_weights(model):
     """So that the room for them is not taken for too small where the network is large."""
-    with host.training_mode():
+    with host.training.training_mode():
         one, all_of_them = (kept(Denoiser(model), samples) for samples in (next(bank().split(1)), bank()))
     assert all_of_them == pytest.approx(one * len(bank().latent), rel=0.02)
 
 
 def test_recomputing_keeps_less(model):
     denoiser = Denoiser(model)
-    with host.training_mode():
+    with host.training.training_mode():
         everything = kept(denoiser, bank())
         denoiser.recompute = True
         assert kept(denoiser, bank()) < everything / 2
@@ -257,9 +257,9 @@ def test_late_layers_are_refused_where_they_would_be_wrong(small):
 
 def test_the_style_block_is_known_for_sdxl_alone(small):
     assert style_blocks("SDXL") == (1,)
-    for call in (lambda: host.check_layers(small[0], "style block"),
-                 lambda: host.style_conditioning(small[1], "*", late_style().vectors, layers="style block",
-                                                 family="SD15")):
+    for call in (lambda: host.training.check_layers(small[0], "style block"),
+                 lambda: host.text.style_conditioning(small[1], "*", late_style().vectors, layers="style block",
+                                                      family="SD15")):
         with pytest.raises(ValueError, match="layers is 'style block', which is known for SDXL; .* of SD15. Use"):
             call()
 
@@ -277,13 +277,15 @@ def test_sampling_sees_a_late_style_as_learning_did(small, rounding):
     style = late_style()
     positive = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
     latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
-    seen = host.invert(model, positive, latent, 0.6, 0).noise
-    everywhere = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors), latent, 0.6, 0).noise
-    without = host.invert(model, host.style_conditioning(clip, "a house, *", style.vectors, 0), latent, 0.6, 0).noise
+    seen = host.sampling.invert(model, positive, latent, 0.6, 0).noise
+    everywhere, without = (
+        host.sampling.invert(model, host.text.style_conditioning(clip, "a house, *", style.vectors, strength), latent,
+                             0.6, 0).noise for strength in (1.0, 0.0))
     near = max(1e-4, 4 * rounding(model))
     assert (seen.noise - everywhere.noise).abs().max() > near and (seen.noise - without.noise).abs().max() > near
 
-    with host.training_mode(), host.training_session(model, clip, "a house, *", 2, "late") as session, torch.no_grad():
+    with (host.training.training_mode(), torch.no_grad(),
+          host.training.training_session(model, clip, "a house, *", 2, "late") as session):
         sigma = torch.tensor([seen.sigma]).to(session.device)
         noise = fresh_noise(latent["samples"].shape, 0).to(session.device)
         z0 = model.model.process_latent_in(latent["samples"]).to(session.device)
@@ -297,25 +299,25 @@ def test_a_late_style_does_not_restrict_the_negative_prompt_beside_it(small):
     model, clip, _ = small
     negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
     latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
-    sigmas = host.sampling_sigmas(model, "simple", 1, 0.6)
+    sigmas = host.sampling.sampling_sigmas(model, "simple", 1, 0.6)
     guided = []
     for style in (late_style(), Style(late_style().vectors, family="SD15")):
         positive = InSTStyleConditioning.execute(clip, style, "a house, *", 1.0).result[0]
-        noise = host.invert(model, positive, latent, 0.6, 0).noise
-        one, three = (host.sample(model, positive, negative, latent, noise, sigmas, cfg, "euler")["samples"]
+        noise = host.sampling.invert(model, positive, latent, 0.6, 0).noise
+        one, three = (host.sampling.sample(model, positive, negative, latent, noise, sigmas, cfg, "euler")["samples"]
                       for cfg in (1.0, 3.0))
         # One Euler step to 0 is the guided prediction: (3 - 1) / 2 more of positive over negative.
         guided.append(one - (three - one) / 2)
-    plain = host.sample(model, negative, negative, latent, noise, sigmas, 1.0, "euler")["samples"]
+    plain = host.sampling.sample(model, negative, negative, latent, noise, sigmas, 1.0, "euler")["samples"]
     assert (guided[1] - plain).abs().max() < 1e-3  # with its own noise: the negative prediction itself
 
 
 def test_learning_late_layers_lowers_the_loss_and_is_saved_as_such(small, tmp_path):
     model, clip, _ = small
     views = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    with host.training_mode():
-        encoder = DirectEncoder(host.word_vectors(clip, "painting"), 2)
-        with host.training_session(model, clip, "*", 2, "late") as session:
+    with host.training.training_mode():
+        encoder = DirectEncoder(host.text.word_vectors(clip, "painting"), 2)
+        with host.training.training_session(model, clip, "*", 2, "late") as session:
             learned = learn_style(session, encoder, Painting(views, views[:1]),
                                   Recipe(tokens=2, steps=10, rate=0.01))
     assert learned.kept < learned.checks[0].loss

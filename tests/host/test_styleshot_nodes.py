@@ -48,7 +48,7 @@ def made(tmp_path_factory):
 def networks(made):
     """The STYLESHOT socket; its networks are made once for all tests."""
     with torch.inference_mode():
-        return host.StyleShot({path.name: read_weights(path, mapped=True) for path in made.iterdir()})
+        return host.styleshot.StyleShot({path.name: read_weights(path, mapped=True) for path in made.iterdir()})
 
 
 @pytest.fixture()
@@ -145,10 +145,10 @@ def official(golden):
 
 
 def test_official_files_fit_sd15_and_not_the_small_model(official, small):
-    released = host.StyleShot(official)
+    released = host.styleshot.StyleShot(official)
     assert len(released._controlnet_weights) == 340
     with pytest.raises(ValueError, match="made for a U-Net with 16 cross-attentions .* connected model has 7"):
-        host.check_styleshot(small[0], released)
+        host.styleshot.check_styleshot(small[0], released)
     with torch.device("meta"):
         unet = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2] * 4,
                          channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True, context_dim=768,
@@ -168,7 +168,7 @@ def test_official_files_fit_sd15_and_not_the_small_model(official, small):
 def test_an_incomplete_controlnet_names_what_is_missing(official, key):
     damaged = {k: v for k, v in official["ip.bin"].items() if k != key}
     with pytest.raises(ValueError, match=f"ControlNet .* is incomplete: 1 tensors .*: {key}"):
-        host.StyleShot(official | {"ip.bin": damaged})
+        host.styleshot.StyleShot(official | {"ip.bin": damaged})
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to ask for the memory in use")
@@ -177,10 +177,10 @@ def test_tensors_stay_in_the_files(write, made):
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
     weights = load_file(made / ADAPTER)
-    path = Path(host.model_path(host.TRANSFER_FOLDER, write("ip.bin", weights)))
+    path = Path(host.files.model_path(host.files.TRANSFER_FOLDER, write("ip.bin", weights)))
     before = resident()
     opened = read_weights(path, mapped=True)
-    release = host.StyleShot({ADAPTER: opened, ENCODER: read_weights(made / ENCODER, mapped=True)})
+    release = host.styleshot.StyleShot({ADAPTER: opened, ENCODER: read_weights(made / ENCODER, mapped=True)})
     assert resident() - before < 2**23 < sum(tensor.nbytes for tensor in opened.values())
     assert release.widths and opened.keys() == weights.keys()
     assert all(torch.equal(opened[key], tensor) for key, tensor in weights.items())
@@ -372,7 +372,8 @@ def test_the_controlnet_sees_style_tokens_and_others_see_text(small, prompts, ne
 
 def test_text_driven_releases_work_without_control(made, small, prompts, styles):
     files = {path.name: load_file(path) for path in made.iterdir()}
-    early = host.StyleShot(files | {ADAPTER: {k: v for k, v in files[ADAPTER].items() if "controlnet" not in k}})
+    without_control = {k: v for k, v in files[ADAPTER].items() if "controlnet" not in k}
+    early = host.styleshot.StyleShot(files | {ADAPTER: without_control})
     assert differ(sample(*apply(small[0], prompts, early, styles[:1])), sample(small[0], *prompts))
     with pytest.raises(ValueError, match="this ip.bin holds none"):
         apply(small[0], prompts, early, styles[:1], control_image=styles[:1])

@@ -30,7 +30,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 def test_image_embedding_equals_transformers(models, size):
     reference, clip_vision = models
     image = (picture(*size) * 255).round() / 255
-    found = host.picture_features(clip_vision, image).image_embed
+    found = host.vision.picture_features(clip_vision, image).image_embed
     expected = expected_embed(reference, image)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     assert found.norm(dim=-1).item() == pytest.approx(1, abs=1e-5)
@@ -40,10 +40,10 @@ def test_released_embedding_is_of_the_black_cast(models):
     reference, clip_vision = models
     image = picture(100, 140)
     image[:, :20, :20] = 0.0
-    found = host.picture_features(clip_vision, image, released=True).image_embed
+    found = host.vision.picture_features(clip_vision, image, released=True).image_embed
     squashed = preprocess.released_square(image)
     torch.testing.assert_close(found, expected_embed(reference, preprocess.released_cast(squashed)), atol=2e-4, rtol=0)
-    assert (found - host.picture_features(clip_vision, image).image_embed).abs().max() > 1e-3
+    assert (found - host.vision.picture_features(clip_vision, image).image_embed).abs().max() > 1e-3
 
 
 def test_released_cast_follows_the_uint8_conversion():
@@ -58,10 +58,10 @@ def test_released_cast_follows_the_uint8_conversion():
 
 def test_wrong_or_missing_clip_vision_is_named(models):
     with pytest.raises(ValueError, match="clip-vit-large-patch14.*'direct', which need none"):
-        host.picture_features(None, picture(64, 64))
+        host.vision.picture_features(None, picture(64, 64))
     small = comfy.clip_vision.ClipVisionModel({**VISION, "model_type": "clip_vision_model", "hidden_size": 64,
                                                "projection_dim": 512})
     for parameter in small.model.parameters():
         torch.nn.init.zeros_(parameter)
     with pytest.raises(ValueError, match=r"embeddings \(512,\) over patches of width 64.*ViT-L/14"):
-        host.picture_features(small, picture(64, 64))
+        host.vision.picture_features(small, picture(64, 64))

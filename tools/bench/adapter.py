@@ -48,9 +48,10 @@ def learn(bench, path: Path, recipe, rank: int, layers: str, report: Callable = 
     from inst_core import host
 
     with torch.inference_mode():
-        encoder = host.make_encoder(bench.clip, recipe)
-        encoder = host.with_adapter(encoder, bench.model, rank, recipe, layers)
-        return host.learn(bench.model, bench.clip, encoder, bench.look_at(path, recipe), recipe, "*", layers, report)
+        encoder = host.learning.make_encoder(bench.clip, recipe)
+        encoder = host.adapter.with_adapter(encoder, bench.model, rank, recipe, layers)
+        return host.learning.learn(bench.model, bench.clip, encoder, bench.look_at(path, recipe), recipe, "*", layers,
+                                   report)
 
 
 HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps", "adapter, KiB")

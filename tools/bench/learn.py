@@ -133,15 +133,15 @@ def measure_released(path: Path, vision_file: Path, pixels: int, repeats: int) -
     model, clip, vae = load_checkpoint(path, torch.float32)
     clip_vision, seen = comfy.clip_vision.load(str(vision_file)), picture(pixels)
     released = RECIPES["released"]
-    recipe = released if set(host.text_widths(clip)) == {"clip_l"} else replace(released, encoder="direct")
-    encoder, generator = host.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
-    with host.training_mode(), host.training_session(model, clip, PROMPT, 1) as session:
+    recipe = released if set(host.text.text_widths(clip)) == {"clip_l"} else replace(released, encoder="direct")
+    encoder, generator = host.learning.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
+    with host.training.training_mode(), host.training.training_session(model, clip, PROMPT, 1) as session:
         optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
 
         def step() -> None:
             with torch.no_grad():
-                latent = host.encode_latent(vae, model, seen).cpu().clone()
-                features = host.picture_features(clip_vision, seen, released=True)
+                latent = host.vision.encode_latent(vae, model, seen).cpu().clone()
+                features = host.vision.picture_features(clip_vision, seen, released=True)
             batch = next(draw_fresh(latent, recipe, generator))
             backward(session, encoder, features, batch, 0, 1.0, Room(1, recompute=True))
             optimizer.step()
@@ -164,10 +164,11 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
 
     model, clip, vae = load_checkpoint(path, None)
     recipe, start = RECIPES["direct"], time.perf_counter()
-    encoder, generator = host.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
+    encoder, generator = host.learning.make_encoder(clip, recipe), torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        painting = host.look_at(picture(pixels), recipe, model, vae, None, pixels)
-    with host.training_mode(), host.training_session(model, clip, PROMPT, recipe.tokens, layers, together) as session:
+        painting = host.learning.look_at(picture(pixels), recipe, model, vae, None, pixels)
+    with (host.training.training_mode(),
+          host.training.training_session(model, clip, PROMPT, recipe.tokens, layers, together) as session):
         network, painting = session.denoiser.network, painting.clone()
         if change is not None:
             session.denoiser.network = change(network)

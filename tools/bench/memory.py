@@ -32,8 +32,9 @@ def learn(model, clip, pixels: int, rank: int, together: bool, steps: int):
     side = side_of_latent(pixels)
     views = torch.randn(4, 16, side, side, generator=torch.Generator().manual_seed(0))
     recipe = Recipe(steps=steps, rate=1e-4, patience=None)
-    encoder = host.with_adapter(host.make_encoder(clip, recipe), model, rank, recipe)
-    with (host.training_mode(), host.training_session(model, clip, "*", recipe.tokens, together=together) as session,
+    encoder = host.adapter.with_adapter(host.learning.make_encoder(clip, recipe), model, rank, recipe)
+    with (host.training.training_mode(),
+          host.training.training_session(model, clip, "*", recipe.tokens, together=together) as session,
           encoder.attached(session)):
         return learn_style(session, encoder, Painting(views, views[:1]), recipe)
 

@@ -67,15 +67,16 @@ class Bench:
     def look_at(self, path: Path, recipe):
         from inst_core import host
 
-        return host.look_at(picture_of(path), recipe, self.model, self.vae, self.vision, self.pixels)
+        return host.learning.look_at(picture_of(path), recipe, self.model, self.vae, self.vision, self.pixels)
 
     @torch.inference_mode()
     def learn(self, path: Path, recipe, layers: str = "all", report=lambda step: None):
         """One style, learned as Learn InST Style does."""
         from inst_core import host
 
-        encoder = host.make_encoder(self.clip, recipe)
-        return host.learn(self.model, self.clip, encoder, self.look_at(path, recipe), recipe, "*", layers, report)
+        encoder = host.learning.make_encoder(self.clip, recipe)
+        return host.learning.learn(self.model, self.clip, encoder, self.look_at(path, recipe), recipe, "*", layers,
+                                   report)
 
 
 # ---- runs that are kept ----

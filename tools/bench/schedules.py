@@ -37,9 +37,10 @@ def learn(bench, painting, args: argparse.Namespace):
     studio, base = bench.studio, ALONE
     recipe = choose_recipe(base.encoder, base.tokens, args.learning_steps, base.batch, base.learning_rate)
     with torch.inference_mode():
-        encoder = host.make_encoder(studio.clip, recipe)
-        looked = host.look_at(painting.pixels.permute(0, 2, 3, 1), recipe, studio.model, studio.vae, None, args.pixels)
-        learned = host.learn(studio.model, studio.clip, encoder, looked, recipe, "*", "all", lambda step: None)
+        encoder = host.learning.make_encoder(studio.clip, recipe)
+        looked = host.learning.look_at(painting.pixels.permute(0, 2, 3, 1), recipe, studio.model, studio.vae, None,
+                                       args.pixels)
+        learned = host.learning.learn(studio.model, studio.clip, encoder, looked, recipe, "*", "all", lambda step: None)
     return Style(learned.vectors, family="SD15"), learned.kept
 
 
@@ -68,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
         learned = {s.digest: bench.conditioning(s, **WITHOUT_GUESS) for s in bench.styles}
     strength = demo.BASE.strength
     for scheduler in SCHEDULERS:
-        sigmas = (host.cosine_sigmas(model, args.steps, strength) if scheduler == SCHEDULERS[-1]
-                  else host.sampling_sigmas(model, scheduler, args.steps, strength))
+        sigmas = (host.sampling.cosine_sigmas(model, args.steps, strength) if scheduler == SCHEDULERS[-1]
+                  else host.sampling.sampling_sigmas(model, scheduler, args.steps, strength))
         row("sampling", scheduler, "", learned, sigmas=sigmas)
     for schedule, bank in (("uniform in time", learning.draw_bank),
                            ("cosine clock", partial(cosine_bank, sampling, learning.draw_bank))):

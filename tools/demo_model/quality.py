@@ -156,8 +156,9 @@ class Studio:
         from inst_pack.inst_core import host as inst_host
 
         folder_paths.output_directory = folder_paths.models_dir = str(folder / "comfyui")
-        inst_host.register_folders()
-        folder_paths.add_model_folder_path(inst_host.TRANSFER_FOLDER, str(options.models))  # AlexNet, for guessing
+        inst_host.files.register_folders()
+        alexnet = inst_host.files.TRANSFER_FOLDER, str(options.models)  # for guessing
+        folder_paths.add_model_folder_path(*alexnet)
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
                 str(options.checkpoint), embedding_directory=[str(folder)])[:3]

@@ -90,19 +90,19 @@ class Host:
         from inst_core import host
 
         self._session, self._clip, (self._model, self._vae, self._text_of) = session, clip, parts
-        self.family, self.base_model = host.family_of(self._model), host.source_of(self._model)
-        self.widths = host.text_widths(clip)
+        self.family, self.base_model = host.families.family_of(self._model), host.families.source_of(self._model)
+        self.widths = host.text.text_widths(clip)
 
     def words(self, text: str) -> dict[str, Tensor]:
         from inst_core import host
 
-        return host.word_vectors(self._clip, text)
+        return host.text.word_vectors(self._clip, text)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         from inst_core import host
 
-        return host.encode_latent(self._vae, self._model, pictures)
+        return host.vision.encode_latent(self._vae, self._model, pictures)
 
     def losses(self, latent: Tensor, noise: Tensor, time: Tensor, vectors: Mapping[str, Tensor],
                captions: Sequence[str] = ()) -> Tensor:
@@ -134,8 +134,8 @@ def opened(options: argparse.Namespace, device: torch.device) -> Iterator[Engine
     from inst_core.host.training import TextEncoder
 
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(options.model))[:3]
-    host.check_learnable(model, clip, vae)
-    with host.training_session(model, clip, "*", options.tokens) as session:
+    host.parts.check_learnable(model, clip, vae)
+    with host.training.training_session(model, clip, "*", options.tokens) as session:
         copy = session.text._clip
 
         def text_of(caption: str) -> TextEncoder:

@@ -26,4 +26,4 @@ def looking(options: argparse.Namespace) -> Callable[[Tensor], Tensor]:
     from inst_core import host
 
     vision = comfy.clip_vision.load(str(options.clip_vision))
-    return lambda image: guessing.clip_features(host.picture_features(vision, image))
+    return lambda image: guessing.clip_features(host.vision.picture_features(vision, image))

@@ -48,20 +48,20 @@ class Bench:
         """What learning starts from."""
         from inst_core import host
 
-        return {k: v.expand(4, -1).clone() for k, v in host.word_vectors(self.clip, "painting").items()}
+        return {k: v.expand(4, -1).clone() for k, v in host.text.word_vectors(self.clip, "painting").items()}
 
     @torch.no_grad()
     def painting(self, pixels: Tensor, recipe):
         """Of (1, H, W, 3)."""
         from inst_core import host
 
-        return host.look_at(pixels, recipe, self.model, self.vae, None, pixels.shape[1]).clone()
+        return host.learning.look_at(pixels, recipe, self.model, self.vae, None, pixels.shape[1]).clone()
 
     def run(self, work: Callable):
         """``work(session)`` with models that can be differentiated."""
         from inst_core import host
 
-        with host.training_mode(), host.training_session(self.model, self.clip, "*", 4) as session:
+        with host.training.training_mode(), host.training.training_session(self.model, self.clip, "*", 4) as session:
             session.denoiser.network = self._narrow
             session.text._clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers = nn.ModuleList()
             return work(session)
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> None:
         seconds = time.perf_counter() - began
         vectors = {"told": teller(picture.pixels), "guess": guess}
         if options.context:
-            vectors["context"] = guessing.guess(guesser, features, host.word_vectors(bench.clip, options.context))
+            vectors["context"] = guessing.guess(guesser, features, host.text.word_vectors(bench.clip, options.context))
 
         def losses(session, vectors=vectors, painting=painting) -> dict[str, float]:
             return {name: held_out(session, words, painting.whole) for name, words in vectors.items()}
