@@ -17,15 +17,15 @@ PARTS = "style", "content"  # of a style: without what the content words name, o
 Vectors = Mapping[str, Tensor]
 
 
-def span(directions: Tensor) -> Tensor:
-    """An orthonormal basis (r, width) of where words lie, r at most ``RANK``: the main directions where there are more.
+def span(directions: Tensor, rank: int = RANK) -> Tensor:
+    """An orthonormal basis (r, width) of where words lie, r at most ``rank``: the main directions where there are more.
 
     Args:
         directions: (n, width), one for each word, of any length.
     """
     unit = directions.double() / directions.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)
     _, values, directions = torch.linalg.svd(unit, full_matrices=False)
-    return directions[:RANK][values[:RANK] > LEAST * values[0]].float()
+    return directions[:rank][values[:rank] > LEAST * values[0]].float()
 
 
 def parts_of(vectors: Vectors, start: Vectors, bases: Vectors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

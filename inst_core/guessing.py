@@ -22,6 +22,7 @@ from .metrics.alexnet import CHANNELS, AlexNet
 from .style import FORMAT_VERSION as STYLE_FORMAT
 from .style import Style, thumbnail
 from .textual_inversion import in_words
+from .whole import write_whole
 
 ALEXNET, CLIP_VISION = "alexnet", "clip_vit_l14"
 FEATURES = {ALEXNET: 2 * sum(CHANNELS), CLIP_VISION: 2 * 1024 + 768}  # {kind: how many numbers}
@@ -145,12 +146,6 @@ class Guesser(nn.Module):
                 split -= torch.einsum("kw,kv,nvr->nwr", rows, rows, split)
 
 
-def subspace(words: Tensor) -> Tensor:
-    """Orthonormal rows (k, width) that span word vectors (n, width)."""
-    _, sizes, rows = torch.linalg.svd(words.double(), full_matrices=False)
-    return rows[sizes > 1e-4 * sizes[0]].float()
-
-
 # ---- what a network sees ----
 
 @torch.no_grad()
@@ -177,14 +172,8 @@ def clip_features(seen: PictureFeatures) -> Tensor:
 def save(guesser: Guesser, path: Path) -> None:
     """Writes the file, in half precision; it is whole or not there."""
     tensors = {k: v.detach().half().contiguous() for k, v in guesser.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(safetensors.torch.save(tensors, {ABOUT: FORMAT, "about": json.dumps(asdict(guesser.about)),
-                                                             "modelspec.title": path.stem}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    about = {ABOUT: FORMAT, "about": json.dumps(asdict(guesser.about)), "modelspec.title": path.stem}
+    write_whole(path, safetensors.torch.save(tensors, about))
 
 
 def load(path: Path) -> Guesser:

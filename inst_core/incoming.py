@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .library import SUFFIX, files_in
 from .saving import MAX_NAME_BYTES
-from .style import load_style, name_exclusively
+from .style import load_style
+from .whole import name_exclusively
 
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 

@@ -1,8 +1,8 @@
 """Stochastic inversion: keep the content by starting synthesis from the noise that the model itself predicts.
 
 InST (Zhang et al., CVPR 2023), section 3.3; official ``ldm/models/diffusion/ddim.py::stochastic_encode`` and the
-inference notebook.  Noise a latent to the level of ``strength``, ask the denoiser once (style conditioning, no
-guidance) which noise it sees, and noise the latent again with that prediction.
+inference notebook.  Noise a latent to the level of ``strength``, predict its noise once (style conditioning, no
+guidance), and noise the latent again with the predicted noise.
 
 Everything is written in the host's own terms: a ``model_sampling`` object whose ``noise_scaling(sigma, n, z)`` is
 affine in ``n`` and ``z``.  That holds for eps, v and flow parametrisations alike, so none of them is named here.

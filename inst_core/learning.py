@@ -4,79 +4,30 @@ The denoiser and the text encoder stay frozen; only the style encoder's paramete
 """
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .adapter import part_weights
-from .bank import Batch, draw_bank, draw_fresh, held_out_bank, prepare, rounds
+from .bank import Batch, draw_bank, draw_fresh, held_out_bank, rounds
+from .batch_plan import BatchPlan, describe_economy, plan_batches, prepare_bank
 from .encoders import PictureFeatures, StyleEncoder, Vectors
 from .loss_scale import LossScale
-from .memory import WithinMemory, kept_for_backward
-from .objective import Denoiser, converged, squared_error
+from .memory import WithinMemory
+from .objective import converged, squared_error
 from .recipes import Recipe
+from .session import Session, encode_detached, make_leaves
 from .stages import Stage
 
 CHECK_SAMPLES = 40  # between two held-out losses; in long runs a tenth of what was learned from so far
-SHARE_OF_FREE_MEMORY = 0.8  # that activations may take; the rest is for what comes and goes
-SHARE_FOR_BANK = 0.25  # of that, for prepared samples on the device; a larger bank stays in main memory
 LEAST_GAIN = 1e-6  # share of the held-out loss; less is rounding
 GROWN = 10.0  # times its first length, from which on a pseudo-word is no word to the text encoder any more
 
 Weights = dict[str, Tensor]
-
-
-class Conditioning(Protocol):
-    """A named tuple of tensors that the text encoder gives and the denoiser takes, some of them None."""
-
-
-class Text(Protocol):
-    """A frozen text encoder with one prompt."""
-
-    def encode(self, vectors: Vectors) -> Conditioning:
-        """The prompt with these pseudo-words."""
-
-    def recording(self) -> AbstractContextManager:
-        """In which ``encode`` and its backward pass run."""
-
-
-class Session(Protocol):
-    """Models that can be differentiated; see ``host.training.TrainingSession``."""
-
-    denoiser: Denoiser
-    text: Text
-    device: torch.device
-
-    def free_bytes(self) -> int:
-        """Memory that is free on the device, with the denoiser on it."""
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether an exception says that memory ran out."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much is computed at once. It changes results by rounding errors only.
-
-    Attributes:
-        samples: of one optimiser step that go through the denoiser together.
-        recompute: activations of the denoiser's blocks are computed again for backward instead of being kept (Chen et
-            al. 2016, gradient checkpointing).
-    """
-
-    samples: int
-    recompute: bool = False
-
-    def halved(self) -> "Room | None":
-        """Half the samples; at one sample recomputation; then nothing is left to try."""
-        if self.samples > 1:
-            return replace(self, samples=self.samples // 2)
-        return None if self.recompute else replace(self, recompute=True)
 
 
 @dataclass(frozen=True)
@@ -184,8 +135,8 @@ def learn_style(session: Session, encoder: StyleEncoder, painting: Painting, rec
     run = Run(recipe, encoder, painting.features)
 
     tell("finding out how much fits into memory")
-    room, place = plan_memory(session, encoder, painting.features, bank, held_out, recipe.batch)
-    within_memory = WithinMemory(room, session.is_out_of_memory)
+    plan, place = plan_batches(session, encoder, painting.features, bank, held_out, recipe.batch)
+    within_memory = WithinMemory(plan, session.is_out_of_memory)
     held_out = within_memory(partial(prepare_bank, session, held_out, place, tell))
     if bank is not None:
         bank = within_memory(partial(prepare_bank, session, bank, place, tell))
@@ -279,13 +230,13 @@ class Run:
             left = min(left, max(0.0, self.recipe.seconds - spent))
         return Step(done, steps, self.gain, left, denoised)
 
-    def finish(self, ended: str, room: Room) -> Learned:
+    def finish(self, ended: str, plan: BatchPlan) -> Learned:
         """The style that is kept; the encoder gets its weights back."""
         self.encoder.load_state_dict(self._weights)
         vectors = final_vectors(self.encoder, self.features, self.recipe.seed)
         verdict = (f"{percent(self.gain)} closer to the painting by held-out loss; {ENDINGS[ended]} after "
                    f"{len(self.losses)} of {self.recipe.steps} steps, {self.checks[-1].seconds:.0f} s"
-                   f"{describe_economy(room, self.recipe)}")
+                   f"{describe_economy(plan, self.recipe)}")
         weights, adapter = part_weights(self._weights)
         return Learned(vectors, weights, self.losses, self.checks, self._kept, ended, verdict, adapter)
 
@@ -322,7 +273,7 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def finite_gradient(session: Session, run: Run, batch: Batch, seed: int, within_memory: WithinMemory[Room],
+def finite_gradient(session: Session, run: Run, batch: Batch, seed: int, within_memory: WithinMemory[BatchPlan],
                     scale: LossScale) -> tuple[float, Tensor]:
     """Puts the gradient of one batch into the encoder, with a smaller loss scale as often as it overflows.
 
@@ -354,7 +305,7 @@ def refuse_not_finite(loss: Tensor, run: Run) -> NoReturn:
 
 
 def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, batch: Batch, seed: int,
-             scale: float, room: Room) -> tuple[Tensor, Tensor]:
+             scale: float, plan: BatchPlan) -> tuple[Tensor, Tensor]:
     """Gives the encoder's parameters their gradients of the mean loss; returns the loss and the denoised predictions,
     both detached.
 
@@ -365,12 +316,12 @@ def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures 
         seed: of dropout, where the encoder has any.
         scale: of the loss on its way back (see ``LossScale``).
     """
-    session.denoiser.recompute = room.recompute
+    session.denoiser.recompute = plan.recompute
     encoder.zero_grad()  # also of a try that memory did not suffice for
     vectors = encoder(features, torch.Generator().manual_seed(seed))
     context = make_leaves(encode_detached(session, vectors))
     losses, predictions = [], []
-    for part in batch.split(room.samples):
+    for part in batch.split(plan.samples):
         error, denoised = squared_error(session.denoiser, part, context, session.device)
         losses.append(error.flatten(1).mean(1))
         (losses[-1].sum() * scale).backward()
@@ -388,73 +339,13 @@ def backward(session: Session, encoder: StyleEncoder, features: PictureFeatures 
 
 
 @torch.no_grad()
-def encode_detached(session: Session, vectors: Vectors) -> Conditioning:
-    """The context of the prompt with these pseudo-words, without gradients."""
-    return session.text.encode({k: v.detach() for k, v in vectors.items()})
-
-
-def make_leaves(conditioning: Conditioning) -> Conditioning:
-    """The same, as the place where a gradient ends. Some text encoders give further tensors, masks among them."""
-    return tree_map(lambda t: t.detach().requires_grad_(t.is_floating_point()) if torch.is_tensor(t) else t,
-                    conditioning)
-
-
-# ---- memory ----
-
-def plan_memory(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, bank: Batch | None,
-                held_out: Batch, samples: int) -> tuple[Room, torch.device]:
-    """How many of ``samples`` go through the denoiser together, and where prepared samples are kept.
-
-    Measured on one sample: what the denoiser prepares of it, and what backward keeps of it. Prepared samples stay on
-    the device where they take little of what is free, and count there; otherwise they wait in main memory. Where not
-    even one sample fits, activations are recomputed.
-    """
-    main_memory = torch.device("cpu")
-    session.denoiser.recompute = False
-    one = next((held_out if bank is None else bank).split(1))
-    try:
-        one = replace(one, prepared=tuple(session.denoiser.prepare(one)))
-        kept = kept_of_one_sample(session, encoder, features, one)
-    except (RuntimeError, MemoryError) as error:
-        if not session.is_out_of_memory(error):
-            raise
-        return Room(1, recompute=True), main_memory
-    free = SHARE_OF_FREE_MEMORY * session.free_bytes()
-    numbers = sum(b.latent.numel() for b in (bank, held_out) if b is not None)
-    prepared = one.prepared_bytes * numbers / one.latent.numel()
-    on_device = session.device.type == "cpu" or prepared <= SHARE_FOR_BANK * free
-    fitting = int((free - prepared * on_device) / max(kept, 1))
-    return Room(min(samples, max(1, fitting)), recompute=fitting < 1), session.device if on_device else main_memory
-
-
-def kept_of_one_sample(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, one: Batch) -> int:
-    """Bytes of activations that backward keeps of one sample, nothing recomputed."""
-    context = make_leaves(encode_detached(session, encoder(features)))
-    return kept_for_backward(lambda: squared_error(session.denoiser, one, context, session.device)[0])
-
-
-def prepare_bank(session: Session, bank: Batch, place: torch.device, tell: Callable[[str], object],
-                 room: Room) -> Batch:
-    """The bank with what the denoiser computes of it once and for all, kept at ``place``."""
-    return prepare(session.denoiser, bank, room.samples, place,
-                   lambda done: tell(f"computing once what the style does not change: sample {done} of {len(bank)}"))
-
-
-@torch.no_grad()
 def held_out_loss(session: Session, encoder: StyleEncoder, features: PictureFeatures | None, held_out: Batch,
-                  room: Room) -> float:
+                  plan: BatchPlan) -> float:
     """Mean loss on the fixed bank, the encoder as it is applied (dropout off)."""
     conditioning = encode_detached(session, encoder(features))
     errors = [squared_error(session.denoiser, part, conditioning, session.device)[0].flatten(1).mean(1)
-              for part in held_out.split(room.samples)]
+              for part in held_out.split(plan.samples)]
     return torch.cat(errors).mean().item()
-
-
-def describe_economy(room: Room, recipe: Recipe) -> str:
-    """What the verdict says when memory was short."""
-    if room == Room(recipe.batch):
-        return ""
-    return f"; memory was short: {room.samples} at once{', with recomputation' if room.recompute else ''}"
 
 
 # ---- the encoder ----

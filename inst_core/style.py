@@ -9,10 +9,7 @@ import io
 import json
 import os
 import struct
-import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from torch import Tensor
 from .adapter import DOWN, UP
 from .stages import MOST, Stage, middle
 from .textual_inversion import MAX_TOKENS, MAX_WIDTH, USE_IN_PROMPT, in_words, read_vectors
+from .whole import write_whole
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 256 * 2**20
@@ -35,7 +33,6 @@ FORMAT_METADATA = ("inst.version", "inst.encoder", "inst.family", "inst.layers",
 ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK = "all", "late", "style block"
 LAYERS = ALL_LAYERS, LATE_LAYERS, STYLE_BLOCK
 THUMBNAIL_PIXELS = 256
-PARTIAL, DAY = ".partial", 24 * 3600  # suffix of a file that is being written; seconds
 _PREFIX = "inst."
 _STAGE = f"{_PREFIX}stage."
 _ADAPTER = f"{_PREFIX}adapter.diffusion_model."  # what follows "inst.adapter." is what LoRA files call the same tensors
@@ -192,7 +189,7 @@ def to_bytes(style: Style, with_metadata: bool = True) -> bytes:
 
 
 def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: bool = True) -> None:
-    """Writes the file under a temporary name beside ``path``, then gives it its name: it is whole or not there.
+    """Writes the file; it is whole or not there (see ``whole``).
 
     Args:
         overwrite: False never touches a file that is there already, also when it appeared a moment ago.
@@ -205,45 +202,7 @@ def save_style(style: Style, path: Path, with_metadata: bool = True, overwrite: 
     check_vectors(style.vectors, "the style")
     check_adapter(style.adapter, "the style")
     check_stages(style, "the style")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path.parent)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(to_bytes(style, with_metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            name_exclusively(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Deletes what programs that died while saving left behind a day ago or earlier."""
-    for leftover in folder.glob(f".*{PARTIAL}"):
-        with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > DAY:
-                leftover.unlink()
-
-
-def name_exclusively(temporary: Path, path: Path) -> None:
-    """Names a finished file, or raises FileExistsError; of two who try at once only one succeeds."""
-    try:
-        os.link(temporary, path)
-        return
-    except FileExistsError:
-        raise
-    except OSError:
-        pass  # no hard links here (FAT, some network folders): reserve the name, then move the file over it
-    path.open("xb").close()
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    write_whole(path, to_bytes(style, with_metadata), overwrite)
 
 
 def _read_bytes(path: Path) -> bytes:

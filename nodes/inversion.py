@@ -24,8 +24,8 @@ class InSTStochasticInvert(io.ComfyNode):
             node_id="InST_StochasticInvert",
             display_name="Stochastic Invert Latent",
             category=CATEGORY,
-            description="Asks the model once which noise it sees in the photograph, and starts from that noise instead "
-                        "of random noise, so that the photograph's layout survives.",
+            description="Lets the model predict the noise of the noised photograph once, and starts from that noise "
+                        "instead of random noise, so that the photograph's layout survives.",
             search_aliases=["style transfer", "unsampler", "noise inversion", "ddim inversion", "invert latent"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample."),

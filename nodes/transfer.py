@@ -6,7 +6,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..inst_core import host
-from ..inst_core.methods import METHODS, common, files_of, gatys, load_style_model, official_names, vgg
+from ..inst_core.methods import METHODS, files_of, gatys, load_style_model, official_names, vgg
+from ..inst_core.pictures import luminance, with_luminance
 from .sockets import COMPARE_CATEGORY, problem_of, seed_input, to_image, to_pictures
 from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
@@ -113,7 +114,7 @@ class InSTTransferStyle(io.ComfyNode):
         finally:
             style_transfer_model.to("cpu")
         if preserve_color == "luminance":
-            result = common.with_luminance(pictures, common.luminance(result))
+            result = with_luminance(pictures, luminance(result))
         return io.NodeOutput(to_image(result))
 
 

@@ -47,7 +47,8 @@ MUTANTS = [
     Mutant("bank not shuffled", "bank.py", "order = torch.randperm(count, generator=generator)",
            "order = torch.arange(count)", BANK),
     Mutant("another held-out seed", "bank.py", "HELD_OUT_SEED = 0x1257", "HELD_OUT_SEED = 0x1258", BANK),
-    Mutant("another share of memory", "learning.py", "SHARE_OF_FREE_MEMORY = 0.8", "SHARE_OF_FREE_MEMORY = 0.9", LOOP),
+    Mutant("another share of memory", "batch_plan.py", "SHARE_OF_FREE_MEMORY = 0.8", "SHARE_OF_FREE_MEMORY = 0.9",
+           LOOP),
     # The objective.
     Mutant("every model's error taken as eps", "objective.py", "torch.where(slope == 0, 0.0, 1 / slope)",
            "(1 / sigma).view(-1, 1, 1, 1)", LOOP),
@@ -88,8 +89,8 @@ MUTANTS = [
            "torch.default_generator)\n    context",
            LOOP),
     Mutant("the rate is always blamed", "learning.py", "if not growth < GROWN:", "if True:", LOOP),
-    Mutant("prepared samples do not count", "learning.py", "(free - prepared * on_device)", "free", LOOP),
-    Mutant("large banks stay on the device", "learning.py", "prepared <= SHARE_FOR_BANK * free", "True", LOOP),
+    Mutant("prepared samples do not count", "batch_plan.py", "(free - prepared * on_device)", "free", LOOP),
+    Mutant("large banks stay on the device", "batch_plan.py", "prepared <= SHARE_FOR_BANK * free", "True", LOOP),
     # Half precision.
     Mutant("the loss scale forgets to recover", "loss_scale.py", "min(INITIAL, self.value * 2)", "self.value", LOOP),
     Mutant("the loss scale grows without end", "loss_scale.py", "min(INITIAL, self.value * 2)", "self.value * 2", LOOP),

@@ -7,10 +7,10 @@ there is a fourth picture: what Gatys' method makes of the same two with the rea
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from comfyui.client import Client, PromptError
 from demo_model.settings import DEMO, GUESSER, SIDE, Settings
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from whole import write_whole
 from workflows.api import to_api
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
@@ -195,10 +196,7 @@ def side_by_side(paths: list[Path], output: Path) -> None:
     for picture in pictures:
         sheet.paste(picture, (left, 0))
         left += picture.width + gap
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    sheet.save(partial, "PNG")
-    os.replace(partial, output)
+    write_whole(output, partial(sheet.save, format="PNG"))
 
 
 def parse() -> argparse.Namespace:

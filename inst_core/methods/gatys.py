@@ -17,15 +17,9 @@ from torch.nn import functional as F
 
 from .. import color
 from ..memory import is_out_of_memory
+from ..pictures import check_batches, check_pictures, gram, luminance, mean_std, with_luminance
 from ..portable import shrink
-from .common import (
-    Progress,
-    check_batches,
-    check_pictures,
-    luminance,
-    mean_std,
-    with_luminance,
-)
+from .common import Progress
 from .vgg import CHANNELS, GATYS, VGG
 
 MINIMUM = 16  # px; below, relu5_1 has no position left
@@ -86,12 +80,6 @@ class Settings:
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
     """Eq. 1, as a mean instead of half the sum."""
     return F.mse_loss(features, target)
-
-
-def gram(features: Tensor) -> Tensor:
-    """G^l of Eq. 3, divided by the number of positions: (B, C, h, w) -> (B, C, C)."""
-    flat = features.flatten(2)
-    return flat @ flat.mT / flat.shape[2]
 
 
 def layer_style_loss(gram_matrix: Tensor, target: Tensor) -> Tensor:

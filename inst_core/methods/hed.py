@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .common import check_pictures, module_part
+from ..pictures import check_pictures
+from .common import module_part
 
 CHANNELS = (3, 64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)

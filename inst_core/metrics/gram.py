@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from ..methods.gatys import gram
+from ..pictures import gram
 from .alexnet import Features
 
 

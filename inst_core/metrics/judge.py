@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods import vgg
-from ..methods.common import check_pictures, luminance
+from ..pictures import check_pictures, luminance
 from ..portable import average_pool
 from . import cfsd, palette, structure, vision
 from .alexnet import AlexNet, Features

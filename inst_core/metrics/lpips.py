@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..methods.common import luminance
+from ..pictures import luminance
 from .alexnet import CHANNELS, Features, check_tensors
 
 HEADS = {f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(CHANNELS)}

@@ -1,7 +1,6 @@
 """The figure and the numbers as users meet them."""
 import json
 import math
-from pathlib import Path
 
 import comfy.model_management
 import pytest
@@ -165,12 +164,3 @@ def test_cancel_stops_between_pictures(lpips_file):
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         InSTMetrics.execute(image(0, 2), image(1), image(2, 2), size=64)
-
-
-@pytest.mark.parametrize("node", [InSTComparisonGrid, InSTMetrics])
-def test_every_socket_is_explained(node):
-    schema = node.define_schema()
-    assert schema.category == "InST/compare" and schema.description and schema.search_aliases
-    assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
-    text = (Path(compare.__file__).parents[1] / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
-    assert all(f"**{socket.id}**" in text for socket in schema.inputs)

@@ -18,13 +18,14 @@ from comfy_extras.nodes_custom_sampler import SDTurboScheduler
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
 from inst_pack.inst_core import host
 from inst_pack.inst_core.bank import held_out_bank
+from inst_pack.inst_core.batch_plan import BatchPlan
 from inst_pack.inst_core.content import PARTS
 from inst_pack.inst_core.encoders import DirectEncoder, PictureFeatures, build_encoder
 from inst_pack.inst_core.host.families import FAMILIES, THE_SAME, context_width, rows_of
 from inst_pack.inst_core.host.parts import check_parts
 from inst_pack.inst_core.host.sampling import level_of
 from inst_pack.inst_core.inversion import fresh_noise, stochastic_inversion
-from inst_pack.inst_core.learning import Painting, Room, held_out_loss, learn_style
+from inst_pack.inst_core.learning import Painting, held_out_loss, learn_style
 from inst_pack.inst_core.recipes import Recipe
 from inst_pack.inst_core.style import Style, load_style, save_style
 from safetensors.torch import save_file
@@ -143,7 +144,7 @@ def test_pseudo_words_and_an_adapter_come_closer_than_pseudo_words_alone(open_fa
     merged = host.adapter.adapted(model, Style(both.vectors, adapter=both.adapter), 1.0)
     with host.training.training_mode(), host.training.training_session(merged, clip, "a house, *", TOKENS) as session:
         encoder = DirectEncoder(both.vectors, TOKENS)
-        loss = held_out_loss(session, encoder, None, held_out_bank(pixels.clone()), Room(8))
+        loss = held_out_loss(session, encoder, None, held_out_bank(pixels.clone()), BatchPlan(8))
     assert loss == pytest.approx(both.kept, rel=1e-5)
 
 

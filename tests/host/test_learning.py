@@ -7,8 +7,9 @@ import pytest
 import torch
 from inst_pack.inst_core import host
 from inst_pack.inst_core.bank import Batch, held_out_bank
+from inst_pack.inst_core.batch_plan import BatchPlan
 from inst_pack.inst_core.encoders import ENCODERS, PictureFeatures, build_encoder
-from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss, learn_style
+from inst_pack.inst_core.learning import Painting, backward, held_out_loss, learn_style
 from inst_pack.inst_core.objective import output_error, squared_error
 from inst_pack.inst_core.recipes import FAITHFUL, Recipe, choose_recipe
 
@@ -35,7 +36,7 @@ def encoder_for(clip, name: str, tokens: int = 2):
 
 
 def held_out(session, encoder, seen: Painting) -> float:
-    return held_out_loss(session, encoder, seen.features, held_out_bank(seen.whole), Room(1))
+    return held_out_loss(session, encoder, seen.features, held_out_bank(seen.whole), BatchPlan(1))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -62,7 +63,7 @@ def test_the_gradient_agrees_with_a_finite_difference(small, rounding):
         batch = Batch(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2)),
                       torch.tensor([0.3, 0.7]))
         with host.training.training_session(model, clip, "a house, *", 2) as session:
-            backward(session, encoder, None, batch, 0, 2.0**16, Room(2))
+            backward(session, encoder, None, batch, 0, 2.0**16, BatchPlan(2))
             vectors = encoder.vectors["clip_l"]
             direction = vectors.grad / vectors.grad.norm()
 

@@ -1,5 +1,4 @@
 """StyleShot as users meet it: released files in models/style_transfer, stock samplers, CFG, LoRA and ControlNets."""
-import inspect
 import json
 import mmap
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host import styleshot as on_host
 from inst_pack.inst_core.methods import styleshot as methods
+from inst_pack.inst_core.methods import styleshot_files
 from inst_pack.inst_core.methods.styleshot import LEVELS, KeyValue
 from inst_pack.inst_core.state_dicts import read_weights
 from inst_pack.nodes import styleshot as nodes
@@ -312,8 +312,8 @@ def test_networks_are_managed_by_the_host(networks, styles):
 def test_networks_are_made_of_layers_that_the_host_fills_late(networks, monkeypatch):
     """As with dynamic VRAM: layers have no weights before a file is loaded."""
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    for make, weights in ((methods.style_encoder, networks._release.encoder),
-                          (methods.style_adapter, networks._release.adapter)):
+    for make, weights in ((styleshot_files.style_encoder, networks._release.encoder),
+                          (styleshot_files.style_adapter, networks._release.adapter)):
         made = make(networks._release, comfy.ops.manual_cast).state_dict()
         assert made.keys() == weights.keys() and all(torch.equal(made[key], weights[key]) for key in weights)
 
@@ -399,16 +399,3 @@ def test_other_models_are_refused(name, networks):
     model = SimpleNamespace(model=SimpleNamespace(model_config=family.__new__(family)))
     with pytest.raises(ValueError, match=f"Stable Diffusion 1.5 models only, and the connected model is {name}"):
         apply(model, (None, None), networks, None)
-
-
-@pytest.mark.parametrize("node", [InSTLoadStyleShot, InSTApplyStyleShot])
-def test_every_socket_is_explained(node):
-    schema = node.define_schema()
-    assert schema.category == "InST/compare" and schema.description and "styleshot" in schema.search_aliases
-    assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
-    assert {socket.id for socket in schema.inputs if not socket.optional} <= {
-        "model", "positive", "negative", "styleshot", "style", "weight", "encoder", "adapter"}
-    assert [socket.id for socket in schema.inputs] == list(inspect.signature(node.execute).parameters)
-    page = Path(nodes.__file__).parents[1] / "web" / "docs" / f"{schema.node_id}.md"
-    text = page.read_text(encoding="utf-8")
-    assert all(socket.id in text for socket in schema.inputs)

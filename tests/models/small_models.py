@@ -12,7 +12,6 @@ comes out and a wire that is missing shows: the VAE turns 8 x 8 pixels into thei
 prediction is its own input (the noise, where noise dominates) plus a random network that listens to the prompt.
 """
 import math
-import os
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from whole import save_tensors
 
 SEED = 0
 UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_blocks=[1, 1], channel_mult=[1, 1], num_heads=8,
@@ -173,14 +173,8 @@ FILES: dict[str, Callable[[], dict[str, Tensor]]] = {
 
 def save_whole(path: Path, make: Callable[[], dict[str, Tensor]]) -> None:
     """Makes a file unless it is there; it is whole or not there."""
-    from safetensors.torch import save_file
-
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in make().items()}, partial)
-    os.replace(partial, path)
+    if not path.exists():
+        save_tensors(path, make())
 
 
 def write(models: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from inst_pack.inst_core.adapter import AdaptedEncoder, Adapter, attention_layers, late_half, part_weights
 from inst_pack.inst_core.bank import held_out_bank
-from inst_pack.inst_core.learning import Room, held_out_loss
+from inst_pack.inst_core.batch_plan import BatchPlan
+from inst_pack.inst_core.learning import held_out_loss
 from inst_pack.inst_core.style import Style, load_style, save_style, to_bytes
 from safetensors.torch import load, save_file
 from test_learning_loop import FAST, Denoiser, Session, Stop, encoder, learn, painting
@@ -188,7 +189,7 @@ def test_cancel_keeps_the_best_words_and_the_adapter_that_belongs_to_them():
     fresh.encoder.vectors["clip_l"].data = rescued[0].vectors["clip_l"]
     fresh.adapter.load(rescued[0].adapter)
     with attached:
-        loss = held_out_loss(session, fresh, None, held_out_bank(painting().whole), Room(8))
+        loss = held_out_loss(session, fresh, None, held_out_bank(painting().whole), BatchPlan(8))
     assert loss == pytest.approx(min(check.loss for check in rescued[0].checks), rel=1e-6)
 
 

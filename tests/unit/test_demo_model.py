@@ -11,11 +11,11 @@ import demo_model
 import numpy as np
 import pytest
 import torch
+import whole
 from demo_model import (
     autoencoder,
     checkpoint,
     denoiser,
-    files,
     networks,
     pairs_file,
     pictures,
@@ -74,7 +74,7 @@ def test_joining_widens_pads_and_adds_the_text_encoder(shipped, tmp_path):
     target = tmp_path / "models" / "demo.safetensors"
     checkpoint.join(shipped, target)
     assert [p.name for p in target.parent.iterdir()] == [target.name]
-    found, metadata = files.read_tensors(target)
+    found, metadata = whole.read_tensors(target)
     assert found["model.diffusion_model.middle.conv.weight"].shape == (12, 8, 3, 3)
     assert found["first_stage_model.taesd_encoder.0.weight"].shape == (64, 3, 3, 3)
     assert {checkpoint.TEXT + k for k in text.text_encoder()} <= found.keys()
@@ -342,8 +342,8 @@ def test_pictures_of_one_subject_stay_on_one_side(tmp_path):
 
 def test_a_checkpoint_runs_at_the_size_it_was_made_for(tmp_path, shipped):
     checkpoint.join(shipped, tmp_path / "joined.safetensors")
-    files.save_tensors(tmp_path / "sd1.safetensors", {"model.diffusion_model.x": torch.zeros(1)})
-    files.save_tensors(tmp_path / "xl.safetensors", {"conditioner.embedders.0.x": torch.zeros(1)})
+    whole.save_tensors(tmp_path / "sd1.safetensors", {"model.diffusion_model.x": torch.zeros(1)})
+    whole.save_tensors(tmp_path / "xl.safetensors", {"conditioner.embedders.0.x": torch.zeros(1)})
     (tmp_path / "old.ckpt").write_bytes(b"PK something else")
     sides = {p.name: demo.native_side(p) for p in tmp_path.iterdir() if p.name != "shipped.safetensors"}
     assert sides == {"joined.safetensors": 256, "sd1.safetensors": 512, "xl.safetensors": 1024, "old.ckpt": 512}

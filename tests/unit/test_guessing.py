@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from inst_pack.inst_core import guessing
+from inst_pack.inst_core.content import span
 from inst_pack.inst_core.metrics.alexnet import AlexNet, shapes
 from inst_pack.inst_core.style import Style, save_style
 
@@ -74,14 +75,9 @@ def test_pictures_of_one_style_count_together_and_in_any_order(guesser):
 
 def test_removed_directions_are_gone_from_every_guess(guesser):
     words = {k: random(2, w, seed=9) for k, w in ABOUT.widths.items()}
-    guesser.remove({k: guessing.subspace(w) for k, w in words.items()})
+    guesser.remove({k: span(w) for k, w in words.items()})
     for key, offset in guesser.offsets(features()).items():
         assert (offset @ words[key].mT).abs().max() < 1e-4 and offset.norm() > 1
-
-
-def test_a_subspace_has_no_rows_for_words_that_say_the_same():
-    twice = torch.stack([random(8), 2 * random(8), random(8, seed=1)])
-    assert guessing.subspace(twice).shape == (2, 8)
 
 
 def test_features_are_finite_and_as_many_as_promised_whatever_the_size(alexnet):

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from inst_pack.inst_core import learning
+from inst_pack.inst_core import batch_plan, learning
 from inst_pack.inst_core.bank import Batch, held_out_bank
+from inst_pack.inst_core.batch_plan import BatchPlan, plan_batches
 from inst_pack.inst_core.encoders import AttentionEncoder, DirectEncoder, build_encoder
 from inst_pack.inst_core.encoders import PictureFeatures as Features
-from inst_pack.inst_core.learning import Painting, Room, backward, held_out_loss, learn_style, plan_memory
+from inst_pack.inst_core.learning import Painting, backward, held_out_loss, learn_style
 from inst_pack.inst_core.loss_scale import INITIAL, RECOVERY, LossScale
 from inst_pack.inst_core.memory import is_out_of_memory, kept_for_backward
 from inst_pack.inst_core.recipes import PAPER, Recipe
@@ -222,7 +223,7 @@ def test_it_learns_stops_when_the_loss_is_flat_and_keeps_the_best():
     # What is kept belongs to the best check, not to the last step.
     assert torch.equal(learned.vectors["clip_l"], module.vectors["clip_l"])
     assert torch.equal(learned.weights["vectors.clip_l"], module.vectors["clip_l"])
-    again = held_out_loss(session, module, None, held_out_bank(painting().whole), Room(8))
+    again = held_out_loss(session, module, None, held_out_bank(painting().whole), BatchPlan(8))
     assert again == pytest.approx(learned.kept, rel=1e-6)
 
 
@@ -306,7 +307,7 @@ def test_a_run_that_is_stopped_hands_over_the_best_so_far(accident):
     learned, = kept
     assert learned.kept == min(check.loss for check in learned.checks) and len(learned.losses) == 43
     module.load_state_dict(learned.weights)
-    again = held_out_loss(session, module, None, held_out_bank(painting().whole), Room(8))
+    again = held_out_loss(session, module, None, held_out_bank(painting().whole), BatchPlan(8))
     assert again == pytest.approx(learned.kept, rel=1e-6)
     assert learned.ended == "stopped" and "stopped early after 43 of 100 steps" in learned.verdict
 
@@ -357,13 +358,14 @@ def test_the_report_counts_steps_and_gains_and_never_the_batch_loss():
 
 # ---- memory ----
 
-@pytest.mark.parametrize("most, used", [(4, Room(4)), (3, Room(2)), (1, Room(1)), (0, Room(1, recompute=True))])
+@pytest.mark.parametrize("most, used", [(4, BatchPlan(4)), (3, BatchPlan(2)), (1, BatchPlan(1)),
+                                        (0, BatchPlan(1, recompute=True))])
 def test_less_memory_gives_the_same_style_and_says_so(most, used):
     recipe = replace(FAST, steps=12)
     plenty, short = learn(recipe), learn(recipe, session=Session(most))
     torch.testing.assert_close(short.vectors["clip_l"], plenty.vectors["clip_l"], rtol=1e-4, atol=1e-6)
     words = f"memory was short: {used.samples} at once" + (", with recomputation" if used.recompute else "")
-    assert short.verdict.endswith(words) == (used != Room(4)) and "short" not in plenty.verdict
+    assert short.verdict.endswith(words) == (used != BatchPlan(4)) and "short" not in plenty.verdict
 
 
 def test_memory_that_is_short_in_every_way_is_an_error():
@@ -412,7 +414,7 @@ def test_a_second_try_draws_the_same_dropout():
     def gradient(most: int) -> torch.Tensor:
         module, session = paper(), Session(most)
         batch = Batch(painting().views[:2], torch.ones(2, 4, 8, 8), torch.tensor([0.2, 0.8]))
-        within = learning.WithinMemory(Room(2))
+        within = learning.WithinMemory(BatchPlan(2))
         within(partial(backward, session, module, features(), batch, 3, 1.0))
         return module.attention.net[1].weight.grad
 
@@ -422,19 +424,19 @@ def test_a_second_try_draws_the_same_dropout():
 def test_a_try_that_failed_leaves_no_gradient_behind():
     """Memory runs out in the text encoder's half, when some gradients are there already."""
     module, session, batch = encoder(), Session(), held_out_bank(painting().whole)
-    backward(session, module, None, batch, 0, 1.0, Room(8))
+    backward(session, module, None, batch, 0, 1.0, BatchPlan(8))
     once = module.vectors["clip_l"].grad.clone()
-    backward(session, module, None, batch, 0, 1.0, Room(8))
+    backward(session, module, None, batch, 0, 1.0, BatchPlan(8))
     assert torch.equal(module.vectors["clip_l"].grad, once)
 
 
 def plan(session, samples: int = 4, bank: int = 0):
     held_out = held_out_bank(painting().whole)
     drawn = Batch(torch.zeros(bank, 4, 8, 8), torch.zeros(bank, 4, 8, 8), torch.full((bank,), 0.5)) if bank else None
-    return plan_memory(session, encoder(), None, drawn, held_out, samples)[0]
+    return plan_batches(session, encoder(), None, drawn, held_out, samples)[0]
 
 
-@pytest.mark.parametrize("free, expected", [(2**40, Room(4)), (1, Room(1, recompute=True))])
+@pytest.mark.parametrize("free, expected", [(2**40, BatchPlan(4)), (1, BatchPlan(1, recompute=True))])
 def test_the_room_follows_free_memory(free, expected):
     assert plan(Session(free=free)) == expected
 
@@ -442,31 +444,31 @@ def test_the_room_follows_free_memory(free, expected):
 def test_four_fifths_of_the_free_memory_are_for_activations():
     session = Session()
     one = next(held_out_bank(painting().whole).split(1))
-    session.free = 4.01 * learning.kept_of_one_sample(session, encoder(), None, one) / 0.8
-    assert plan(session, 99) == Room(4)
+    session.free = 4.01 * batch_plan.kept_of_one_sample(session, encoder(), None, one) / 0.8
+    assert plan(session, 99) == BatchPlan(4)
     session.free *= 0.99
-    assert plan(session, 99) == Room(3)
+    assert plan(session, 99) == BatchPlan(3)
 
 
 def least_memory(**denoiser) -> int:
     """In which one sample fits."""
     session = Session(free=0, **denoiser)
-    while plan(session, 99) == Room(1, recompute=True):
+    while plan(session, 99) == BatchPlan(1, recompute=True):
         session.free += 10
     return session.free
 
 
 def test_twice_the_memory_makes_room_for_twice_the_samples():
     for times in (2, 3, 10):
-        assert plan(Session(free=times * least_memory()), 99) == Room(times)
+        assert plan(Session(free=times * least_memory()), 99) == BatchPlan(times)
 
 
 def test_prepared_samples_take_their_part_of_the_room():
     """On a CPU they are always in the memory that is measured."""
     prepared, bank = 1000, 24
-    needed = prepared * 4 * (bank + 8) / learning.SHARE_OF_FREE_MEMORY
+    needed = prepared * 4 * (bank + 8) / batch_plan.SHARE_OF_FREE_MEMORY
     session = Session(free=3 * least_memory() + needed, prepared=prepared)
-    assert plan(session, 99, bank) == Room(3)
+    assert plan(session, 99, bank) == BatchPlan(3)
     session.free -= needed / 2
     assert plan(session, 99, bank).samples < 3
 
@@ -476,10 +478,10 @@ def test_a_bank_that_is_large_for_the_device_waits_in_main_memory(share, place):
     session = Session(prepared=1000)
     session.device = torch.device("meta")  # stands for a GPU; nothing is computed on it
     bank = 1000 * 4 * 8
-    session.free = bank / share / learning.SHARE_OF_FREE_MEMORY
+    session.free = bank / share / batch_plan.SHARE_OF_FREE_MEMORY
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "kept_of_one_sample", lambda *_: 1)
-        assert plan_memory(session, encoder(), None, None, held_out_bank(painting().whole), 4)[1].type == place
+        patch.setattr(batch_plan, "kept_of_one_sample", lambda *_: 1)
+        assert plan_batches(session, encoder(), None, None, held_out_bank(painting().whole), 4)[1].type == place
 
 
 def test_what_backward_keeps_is_counted_in_bytes():

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from inst_pack.inst_core.bank import held_out_bank
-from inst_pack.inst_core.learning import Room, held_out_loss
+from inst_pack.inst_core.batch_plan import BatchPlan
+from inst_pack.inst_core.learning import held_out_loss
 from inst_pack.inst_core.saving import save_new
 from inst_pack.inst_core.style import Style, load_style
 from test_learning_loop import FAST, Session, Stop, encoder, learn, painting
@@ -38,7 +39,7 @@ def test_cancel_at_random_points_keeps_the_best_so_far(tmp_path):
         for path in folder.glob("*.safetensors"):
             module = encoder()
             module.vectors["clip_l"].data = load_style(path).vectors["clip_l"]
-            loss = held_out_loss(Session(), module, None, held_out_bank(painting().whole), Room(8))
+            loss = held_out_loss(Session(), module, None, held_out_bank(painting().whole), BatchPlan(8))
             assert loss == pytest.approx(min(check.loss for check in seen[0].checks), rel=1e-6)
             stopped += 1
     assert stopped > POINTS / 2

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from inst_pack.inst_core.methods import hed, styleshot
+from inst_pack.inst_core.methods import hed, styleshot, styleshot_files
 from inst_pack.inst_core.methods.styleshot import LEVELS, AdapterSizes, EncoderSizes
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -104,7 +104,7 @@ def test_the_ends_of_a_long_picture_cost_nothing_and_do_not_matter(monkeypatch):
 
 @torch.no_grad()
 def test_pictures_of_a_batch_do_not_mix(small):
-    encoder, pictures = styleshot.style_encoder(styleshot.read_release(small)), torch.rand(2, 3, 512, 512)
+    encoder, pictures = styleshot_files.style_encoder(styleshot_files.read_release(small)), torch.rand(2, 3, 512, 512)
     order = styleshot.shuffled_order(0)
     both = encoder(pictures, order)
     torch.testing.assert_close(both, torch.cat([encoder(one, order) for one in pictures.split(1)]))
@@ -124,7 +124,7 @@ def test_pictures_without_contours_are_refused(picture, message):
 # ---- files ----
 
 def test_the_official_key_lists_are_accepted(official):
-    release = styleshot.read_release(official)
+    release = styleshot_files.read_release(official)
     assert (len(official["style_aware_encoder.bin"]), len(official["ip.bin"])) == (608, 384)
     assert EncoderSizes.of(release.encoder) == EncoderSizes() and AdapterSizes.of(release.adapter) == AdapterSizes()
     assert len(release.controlnet) == 340 and release.contour is None
@@ -144,28 +144,28 @@ def test_the_official_key_lists_are_accepted(official):
 def test_incomplete_official_files_name_what_is_missing(official, name, key):
     damaged = official | {name: {k: v for k, v in official[name].items() if k != key}}
     with pytest.raises(ValueError, match=rf"{name} looks like {name} .*1 tensors are missing.* {key}\."):
-        styleshot.read_release(damaged)
+        styleshot_files.read_release(damaged)
 
 
 def test_lost_layers_are_missed(official):
     encoder = {k: v for k, v in official["style_aware_encoder.bin"].items() if ".layers.31." not in k}
     with pytest.raises(ValueError, match="16 tensors are missing"):
-        styleshot.read_release(official | {"style_aware_encoder.bin": encoder})
+        styleshot_files.read_release(official | {"style_aware_encoder.bin": encoder})
     adapter = {k: v for k, v in official["ip.bin"].items() if not k.startswith("adapter_modules.31.")}
     with pytest.raises(ValueError, match="2 tensors are missing"):
-        styleshot.read_release(official | {"ip.bin": adapter})
+        styleshot_files.read_release(official | {"ip.bin": adapter})
 
 
 def test_other_shapes_are_refused(official):
     adapter = official["ip.bin"] | {"adapter_modules.5.to_k_ip.weight": torch.zeros(1).expand(640, 1024)}
     with pytest.raises(ValueError, match=r"another shape: adapter_modules\.5\.to_k_ip\.weight"):
-        styleshot.read_release(official | {"ip.bin": adapter})
+        styleshot_files.read_release(official | {"ip.bin": adapter})
 
 
 def test_order_names_and_prefixes_do_not_matter(small):
-    release = styleshot.read_release(small)
+    release = styleshot_files.read_release(small)
     swapped = {"a": {f"module.{k}": v for k, v in small["ip.bin"].items()}, "b": small["style_aware_encoder.bin"]}
-    again = styleshot.read_release(swapped)
+    again = styleshot_files.read_release(swapped)
     assert (release.encoder.keys(), release.adapter.keys()) == (again.encoder.keys(), again.adapter.keys())
     assert "unet.conv_in.weight" not in again.adapter and not any("embeddings.class" in key for key in again.encoder)
     assert EncoderSizes.of(again.encoder) == SMALL_ENCODER and AdapterSizes.of(again.adapter) == SMALL_ADAPTER
@@ -190,7 +190,7 @@ def only(*names):
 ])
 def test_wrong_sets_of_files_are_refused(small, change, message):
     with pytest.raises(ValueError, match=message):
-        styleshot.read_release(change(small))
+        styleshot_files.read_release(change(small))
 
 
 def split(weights, *starts):
@@ -208,12 +208,12 @@ PROJECTIONS = "style_image_proj_modules."
 ])
 def test_adapter_and_controlnet_may_lie_in_two_files(small, first, second):
     whole = small["ip.bin"] | {"controlnet.conv_in.weight": torch.ones(1)}
-    known = styleshot.read_release(small | {"ip.bin": whole})
+    known = styleshot_files.read_release(small | {"ip.bin": whole})
     prefixed = whole | {f"module.{k}": v for k, v in whole.items() if k.startswith("controlnet.")}
     later = {k: v + 1 if k.startswith(PROJECTIONS) and PROJECTIONS in first else v
              for k, v in split(prefixed, *second).items()}
     for files in ({"a.bin": split(whole, *first), "b.bin": later}, {"b.bin": later, "a.bin": split(whole, *first)}):
-        release = styleshot.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
+        release = styleshot_files.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
         assert release.adapter.keys() == known.adapter.keys() and release.controlnet.keys() == {"conv_in.weight"}
         assert all(torch.equal(release.adapter[k], v) for k, v in known.adapter.items())
 
@@ -230,19 +230,20 @@ def test_parts_that_lack_one_say_where_it_is(small, parts, message):
     whole = small["ip.bin"] | {"controlnet.conv_in.weight": torch.ones(1)}
     files = {name: split(whole, *starts) for name, starts in zip(("a.bin", "b.bin"), parts, strict=False)}
     with pytest.raises(ValueError, match=message):
-        styleshot.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
+        styleshot_files.read_release({"encoder.bin": small["style_aware_encoder.bin"], **files})
 
 
 def test_networks_are_made_around_the_files_tensors(small):
     half = {name: {k: v.half() for k, v in weights.items()} for name, weights in small.items()}
-    release = styleshot.read_release(half)
-    for make, weights in ((styleshot.style_encoder, release.encoder), (styleshot.style_adapter, release.adapter)):
+    release = styleshot_files.read_release(half)
+    for make, weights in ((styleshot_files.style_encoder, release.encoder),
+                          (styleshot_files.style_adapter, release.adapter)):
         for key, tensor in make(release).state_dict().items():
             assert tensor.data_ptr() == weights[key].data_ptr() and tensor.dtype == torch.float16
-    assert not any(p.requires_grad for p in styleshot.style_encoder(release).parameters())
+    assert not any(p.requires_grad for p in styleshot_files.style_encoder(release).parameters())
 
 
 def test_no_style_is_not_zero(small):
-    tokens = styleshot.style_adapter(styleshot.read_release(small))(torch.randn(2, 3, 8))
+    tokens = styleshot_files.style_adapter(styleshot_files.read_release(small))(torch.randn(2, 3, 8))
     assert tokens.style.shape == (2, 6, 768) and tokens.none.shape == (1, 6, 768)
     assert tokens.none.abs().mean() > 0.1 and (tokens.style - tokens.none).abs().mean() > 0.1

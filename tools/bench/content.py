@@ -94,7 +94,7 @@ class Bench:
         path = self.folder / row.replace(" ", "-") / name
         if not path.exists():
             with torch.no_grad():
-                evaluate.write_whole(path, evaluate.as_png(paint()))
+                evaluate.write_bytes(path, evaluate.as_png(paint()))
         picture = evaluate.open_picture(path)
         own, other, stained = (self.judge.pair(content.pixels, p.pixels).measure(picture)
                                for p in (case.clean, case.thing, case.stained))

@@ -127,7 +127,8 @@ def measure_released(path: Path, vision_file: Path, pixels: int, repeats: int) -
 
     from inst_core import host
     from inst_core.bank import draw_fresh
-    from inst_core.learning import Room, backward
+    from inst_core.batch_plan import BatchPlan
+    from inst_core.learning import backward
     from inst_core.recipes import RECIPES
 
     model, clip, vae = load_checkpoint(path, torch.float32)
@@ -143,7 +144,7 @@ def measure_released(path: Path, vision_file: Path, pixels: int, repeats: int) -
                 latent = host.vision.encode_latent(vae, model, seen).cpu().clone()
                 features = host.vision.picture_features(clip_vision, seen, released=True)
             batch = next(draw_fresh(latent, recipe, generator))
-            backward(session, encoder, features, batch, 0, 1.0, Room(1, recompute=True))
+            backward(session, encoder, features, batch, 0, 1.0, BatchPlan(1, recompute=True))
             optimizer.step()
 
         return Cost("released", torch.float32, **time_step(step, 1, repeats, session.device),
@@ -158,7 +159,7 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
         together: whether text encoder and denoiser are on the device together; None = where both fit.
         change: what is tried on the denoiser.
     """
-    from inst_core import host, learning
+    from inst_core import batch_plan, host, learning
     from inst_core.bank import draw_bank, held_out_bank
     from inst_core.recipes import RECIPES
 
@@ -173,29 +174,29 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
         if change is not None:
             session.denoiser.network = change(network)
         held_out, bank = held_out_bank(painting.whole), draw_bank(painting.views, recipe, generator)
-        room, place = learning.plan_memory(session, encoder, None, bank, held_out, recipe.batch)
+        plan, place = batch_plan.plan_batches(session, encoder, None, bank, held_out, recipe.batch)
         fixed = time.perf_counter() - start
         one = next(bank.split(1))
-        kept = None if room.recompute else learning.kept_of_one_sample(session, encoder, None, one)
+        kept = None if plan.recompute else batch_plan.kept_of_one_sample(session, encoder, None, one)
         # A few samples of the bank stand for all of them.
         few = bank.take(torch.arange(0, len(bank), len(bank) // recipe.batch)[:recipe.batch])
-        prepare = partial(learning.prepare_bank, session, few, place, lambda text: None, room)
+        prepare = partial(batch_plan.prepare_bank, session, few, place, lambda text: None, plan)
         once = measure_seconds(prepare, session.device) / len(few)
         batch = prepare()
         optimizer = torch.optim.AdamW(encoder.parameter_groups(recipe.rate))
 
         def step() -> None:
-            learning.backward(session, encoder, None, batch, 0, 1.0, room)
+            learning.backward(session, encoder, None, batch, 0, 1.0, plan)
             optimizer.step()
 
         cost = time_step(step, recipe.batch, repeats, session.device)
-        held_out = learning.prepare_bank(session, held_out, place, lambda text: None, room)
-        check = measure_seconds(lambda: learning.held_out_loss(session, encoder, None, held_out, room), session.device)
+        held_out = batch_plan.prepare_bank(session, held_out, place, lambda text: None, plan)
+        check = measure_seconds(lambda: learning.held_out_loss(session, encoder, None, held_out, plan), session.device)
         session.denoiser.network, weights = network, count_weights(session)
     checks, checked = 1, 0
     while checked < recipe.steps:
         checks, checked = checks + 1, checked + learning.steps_to_next_check(recipe, checked)
-    name = f"{name}, {room.samples} at once{', recomputed' if room.recompute else ''}"
+    name = f"{name}, {plan.samples} at once{', recomputed' if plan.recompute else ''}"
     return Cost(name, model.model.get_dtype_inference(), **cost, weights=weights,
                 fixed=fixed + checks * check + once * (len(bank) + len(held_out)),
                 samples=recipe.steps * recipe.batch, kept=kept)

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from whole import read_tensors, save_tensors
 
 from . import networks, pictures
 from .denoiser import AUTOENCODER, load_autoencoder, load_reader, load_unet
-from .files import read_tensors, save_tensors
 from .networks import LATENT_STEP, encoded, noise_levels, predicted_noise
 from .pairs import LATENTS, PER_FILE, digest_of, encode, picture_files
 from .pairs_file import Pairs, read_pairs

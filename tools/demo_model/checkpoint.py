@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from whole import read_tensors, save_tensors
 
 from . import text, widen
-from .files import read_tensors, save_tensors
 
 SHIPPED = Path(__file__).with_name("inst-demo.int8.safetensors")
 FORMAT = "inst-demo 2"

@@ -60,8 +60,9 @@ def _continue(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from whole import read_tensors
+
     from .checkpoint import SHIPPED, ship
-    from .files import read_tensors
 
     parts = {}
     for name in ("unet", "vae", "space"):

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from whole import copy_whole, read_tensors, save_tensors
 
 from . import networks
-from .files import copy_whole, read_tensors, save_tensors
 from .networks import noise_levels, predicted_noise
 from .pairs_file import PATTERN, Pairs, read_pairs
 from .prompts import TOKENS, Reader, StyleSpace, word_noise

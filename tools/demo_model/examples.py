@@ -1,7 +1,8 @@
 """The styles that ship for the demo model, learned from paintings in ``samples``, as the demo learns."""
 import argparse
 
-from .files import copy_whole
+from whole import copy_whole
+
 from .quality import BASE, ROOT, Picture, Studio
 from .training import say
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from whole import read_tensors, save_tensors
 
 from . import networks, pictures, styles
 from .denoiser import load_autoencoder
-from .files import read_tensors, save_tensors
 from .networks import encoded
 from .pairs_file import HELD_OUT, Pairs, save_pairs
 from .sheets import save_sheet

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from .files import read_tensors, save_tensors
+from whole import read_tensors, save_tensors
 
 PATTERN = "pairs*.int8.safetensors"
 ABOUT = ("latents of 256 px pairs: photo, target repainted by the teacher told style; own = (target, photo) as "

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from whole import read_tensors, save_tensors
 
-from .files import read_tensors, save_tensors
 from .sheets import save_sheet
 from .training import say
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from whole import write_whole
 
 from . import checkpoint, teacher
-from .files import write_whole
 from .networks import host
 from .prompts import StyleSpace
 from .settings import DEMO, GUESSER, SIDE, Settings
@@ -366,7 +366,7 @@ class Results:
             with torch.no_grad():
                 made = method.paint(content, style)
             known = {"seconds": time.perf_counter() - start}
-            evaluate.write_whole(picture, evaluate.as_png(made))
+            evaluate.write_bytes(picture, evaluate.as_png(made))
             seen = evaluate.open_picture(picture)  # the 8-bit picture that others can measure too
             known["measures"] = self.judge.pair(content.pixels, style.pixels).measure(seen)
             known["grams"] = self._grams(seen)

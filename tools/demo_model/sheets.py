@@ -4,8 +4,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-
-from .files import write_whole
+from whole import write_whole
 
 
 def save_sheet(path: Path, rows: list[Tensor]) -> None:

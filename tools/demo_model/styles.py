@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from whole import read_tensors, save_tensors
 
 from . import painterly, pictures
-from .files import read_tensors, save_tensors
 from .sheets import save_sheet
 from .teacher import FIXED_STYLES, SEEING, VECTOR, Teacher
 from .training import say

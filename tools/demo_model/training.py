@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-
-from .files import save_training
+from whole import save_training
 
 WARM_UP = 100  # steps, after a start without an optimizer's memory
 DECAY = 0.999  # of the averaged weights, at most

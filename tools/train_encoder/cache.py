@@ -6,12 +6,14 @@ the work.  Trained on from memory-mapped Arrow, which costs no memory.
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from whole import write_whole
 
 from . import sources
 from .sources import Example
@@ -86,9 +88,8 @@ def make(options: argparse.Namespace, engine, look, rank: int, world: int) -> Co
         rows = [row_of(example, i, engine, look, options.side)
                 for i, example in enumerate(examples(options, file, skipped))]
         if rows:
-            partial = target.with_suffix(".part")
-            parquet.write_table(pa.Table.from_pylist(rows), partial)
-            partial.replace(target)
+            table = pa.Table.from_pylist(rows)
+            write_whole(target, partial(parquet.write_table, table))
         print(f"[cache] {file.name}: {len(rows)} pictures; left out so far: {dict(skipped)}", flush=True)
     return skipped
 

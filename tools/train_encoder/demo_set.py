@@ -7,15 +7,16 @@ column holds what the demo model's teacher says of the picture, 100 numbers, whi
 import argparse
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from demo_model import painterly, pictures
-from demo_model.files import read_tensors
 from demo_model.styles import middle
 from demo_model.teacher import Teacher
 from PIL import Image
 from torch import Tensor
+from whole import read_tensors, write_whole
 
 SHARDS = 8
 HELD_OUT_FROM = 10**6  # seeds of styles that are never trained on
@@ -74,7 +75,6 @@ def make(options: argparse.Namespace) -> None:
         rows = [r for seed in seeds for r in rendered(teacher, photographs, seed)]
         rows += [r for i in range(shard, options.photographs, SHARDS) for r in photographed(teacher, photographs, i)]
         rows += [r for path in pairs[shard::SHARDS] for r in painted(path)]
-        partial = target.with_suffix(".part")
-        parquet.write_table(pa.Table.from_pylist(rows), partial, row_group_size=64)
-        partial.rename(target)
+        table = pa.Table.from_pylist(rows)
+        write_whole(target, partial(parquet.write_table, table, row_group_size=64))
         print(f"{target.name}: {len(rows)} pictures", flush=True)

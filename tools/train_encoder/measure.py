@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 from demo_model import checkpoint, networks
-from demo_model.files import write_whole
 from torch import Tensor, nn
+from whole import write_whole
 
 STEPS, FEW = 100, 20
 
@@ -23,11 +23,12 @@ STEPS, FEW = 100, 20
 def held_out(session, vectors: dict[str, Tensor], whole: Tensor) -> float:
     """The loss that Learn InST Style reports, of given pseudo-words."""
     from inst_core.bank import held_out_bank
+    from inst_core.batch_plan import BatchPlan
     from inst_core.encoders import DirectEncoder
-    from inst_core.learning import Room, held_out_loss
+    from inst_core.learning import held_out_loss
 
     encoder = DirectEncoder(vectors, len(next(iter(vectors.values()))))
-    return held_out_loss(session, encoder, None, held_out_bank(whole), Room(4))
+    return held_out_loss(session, encoder, None, held_out_bank(whole), BatchPlan(4))
 
 
 class Bench:

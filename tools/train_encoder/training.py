@@ -17,6 +17,7 @@ from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from inst_core import guessing
+from inst_core.content import span
 
 from . import engines
 from .cache import Cached, Order
@@ -181,7 +182,7 @@ def train(options: argparse.Namespace) -> None:
             cached = Cached(options.folder, options.seed, options.same)
         guesser = fresh(options, engine, cached)
         guesser.start.requires_grad_(False)
-        content = {k: guessing.subspace(torch.cat([engine.words(thing)[k] for thing in engines.THINGS]))
+        content = {k: span(torch.cat([engine.words(thing)[k] for thing in engines.THINGS]), len(engines.THINGS))
                    for k in engine.widths} if options.leakage else {}
         loader = StatefulDataLoader(cached, each, sampler=Order(len(cached), options.seed, accelerator.process_index,
                                                                 accelerator.num_processes), collate_fn=collate)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -22,8 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_whole(path, lambda partial: save_file(whole, partial, dict(metadata or {})))
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {}))
+    write_whole(path, lambda partial: partial.write_bytes(data))  # save_file's can be read by their owner only
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
