@@ -137,7 +137,7 @@ class PaperEncoder(StyleEncoder):
         self.key = key
         self.attention = Attentions()
 
-    def forward(self, features: PictureFeatures, generator: torch.Generator | None = None) -> Vectors:
+    def forward(self, features: PictureFeatures | None, generator: torch.Generator | None = None) -> Vectors:
         # Like the official code one token is embedded; several pictures of one style share their mean embedding.
         token = features.image_embed.mean(0).view(1, 1, -1)
         return {self.key: self.attention(token, generator)[0]}
@@ -152,7 +152,7 @@ class ReleasedEncoder(PaperEncoder):
 
     dropout_when_applied = True
 
-    def forward(self, features: PictureFeatures, generator: torch.Generator | None = None) -> Vectors:
+    def forward(self, features: PictureFeatures | None, generator: torch.Generator | None = None) -> Vectors:
         token = features.image_embed[0].view(1, 1, -1)
         return {self.key: self.attention(token, generator)[0]}
 
@@ -177,7 +177,7 @@ class AttentionEncoder(StyleEncoder):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
-    def forward(self, features: PictureFeatures, generator: torch.Generator | None = None) -> Vectors:
+    def forward(self, features: PictureFeatures | None, generator: torch.Generator | None = None) -> Vectors:
         patches = self.norm(rearrange(features.patches, "p n c -> 1 (p n) c"))
         x = self.queries.unsqueeze(0)
         x = x + self.attn1(x, patches)
@@ -236,7 +236,8 @@ def build_encoder(name: str, start: Mapping[str, Tensor], tokens: int, generator
             raise ValueError(
                 f"encoder is {name!r}, which makes one vector of width {PAPER_WIDTH} for SD1.x; this CLIP takes "
                 f"{widths}. Use encoder 'direct' or 'attention' with this model.")
-        return ENCODERS[name](next(iter(start)))
+        (key,) = widths
+        return ReleasedEncoder(key) if name == "released" else PaperEncoder(key)
 
 
 def resume(encoder: StyleEncoder, style) -> None:

@@ -100,8 +100,8 @@ class Guesser(nn.Module):
         Args:
             start: other words than it was trained from, {key: (1, width) or (B, 1, width)}; None = its own.
         """
-        start = start or self.start
-        return {k: start[k] + offset * start[k].norm(dim=-1, keepdim=True)
+        words = start or dict(self.start)
+        return {k: words[k] + offset * words[k].norm(dim=-1, keepdim=True)
                 for k, offset in self.offsets(features).items()}
 
     def standardize(self, features: Tensor) -> None:

@@ -5,7 +5,6 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 from .library import SUFFIX, files_in
@@ -57,7 +56,9 @@ def keep(name: str, content: bytes, folder: Path, known: Iterable[Path]) -> str:
         temporary.write_bytes(content)
         load_style(temporary)
         stem = wanted.removesuffix(SUFFIX)
-        for number in count(1):
+        number = 0
+        while True:
+            number += 1
             path = folder / (wanted if number == 1 else f"{stem} ({number}){SUFFIX}")
             with suppress(FileExistsError):
                 name_exclusively(temporary, path)

@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 from .library import SUFFIX, files_in
@@ -96,15 +95,16 @@ def _next_free(name: str, folders: Iterable[Path]) -> int:
 
 def _save_numbered(style: Style, name: str, folder: Path, searched: Iterable[Path], with_metadata: bool) -> str:
     """Saves under the next free number and returns the name with it; nothing that is there is ever overwritten."""
-    for number in count(_next_free(name, [*searched, folder])):
+    number = _next_free(name, [*searched, folder])
+    # Without a title, lists show the name that the file has by then.
+    untitled = replace(style, metadata={k: v for k, v in style.metadata.items() if k != "modelspec.title"})
+    while True:
         label = _numbered(name, number)
-        # Without a title, lists show the name that the file has by then.
-        untitled = {k: v for k, v in style.metadata.items() if k != "modelspec.title"}
         try:
-            save_style(replace(style, metadata=untitled), folder / f"{label}{SUFFIX}", with_metadata, overwrite=False)
-        except FileExistsError:
-            continue  # another program took it meanwhile
-        return label
+            save_style(untitled, folder / f"{label}{SUFFIX}", with_metadata, overwrite=False)
+            return label
+        except FileExistsError:  # another program took it meanwhile
+            number += 1
 
 
 def save_new(style: Style, name: str, folders: Sequence[Path], with_metadata: bool,

@@ -79,4 +79,4 @@ def _by_width(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         raise ValueError(f"{source} is not a style: it holds {shapes}{', ...' if len(tensors) > 4 else ''}. Expected "
                          f"the vectors of one text encoder, or of several that differ in width: {widths}. "
                          f"{USE_IN_PROMPT}")
-    return {encoders[key]: value for key, value in floating.items()}
+    return {encoder: floating[key] for key, encoder in encoders.items() if encoder}

@@ -161,7 +161,7 @@ def files_of(method: str, files: Mapping[str, StateDict]) -> dict[str, StateDict
         raise ValueError(f"{method} is chosen, and none of {', '.join(files)} holds its "
                          f"{' or its '.join(part.title for part in lacking)}. They are of another model or damaged: "
                          f"expected the released {', '.join(part.file for part in lacking)}; download it again.")
-    return {name: files[name] for name in best.values()}
+    return {name: files[name] for name in best.values() if name}
 
 
 def _parts_of(method: str) -> list[Part]:

@@ -50,12 +50,12 @@ def in_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tens
     batch, n = inputs[0].shape[:2]
     if n <= rows:
         return function(*inputs)
-    output = None
-    for start in range(0, n, rows):
-        part = function(*(x[:, start:start + rows] for x in inputs))
-        if output is None:
-            output = part.new_empty(batch, n, part.shape[2])
-        output[:, start:start + rows] = part
+    first = function(*(x[:, :rows] for x in inputs))
+    output = first.new_empty(batch, n, first.shape[2])
+    output[:, :rows] = first
+    del first
+    for start in range(rows, n, rows):
+        output[:, start:start + rows] = function(*(x[:, start:start + rows] for x in inputs))
     return output
 
 
@@ -78,13 +78,13 @@ def tiled(function: Callable[[Tensor], Features], x: Tensor, scale: float, tile:
     def cells(start: int, stop: int, origin: int = 0) -> slice:
         return slice(math.ceil((start - origin) * scale), math.ceil((stop - origin) * scale))
 
-    outputs: Features | None = None
+    outputs: Features = ()
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)
             y, x0 = max(0, top - halo), max(0, left - halo)
             maps = function(x[:, :, y:bottom + halo, x0:right + halo])
-            if outputs is None:
+            if not outputs:
                 size = math.ceil(height * scale), math.ceil(width * scale)
                 outputs = tuple(m.new_empty(*m.shape[:2], *size) for m in maps)
             for whole, part in zip(outputs, maps, strict=True):

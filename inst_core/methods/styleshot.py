@@ -63,7 +63,8 @@ def multi_scale_patches(square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pieces = quarters(rest)
         levels.append(pieces[:, :, (0, 3)].flatten(1, 2))
         rest = pieces[:, :, (1, 2)].flatten(1, 2)
-    return tuple(levels)
+    high, middle, low = levels
+    return high, middle, low
 
 
 def shuffled_order(seed: int) -> tuple[Tensor, ...]:

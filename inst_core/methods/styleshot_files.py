@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from . import hed
 from .common import Part, module_part
 from .styleshot import AdapterSizes, EncoderSizes, StateDict, StyleAdapter, StyleAwareEncoder
+
+Network = TypeVar("Network", bound=nn.Module)
+
 
 
 class _Role(NamedTuple):
@@ -132,7 +135,7 @@ def read_release(files: Mapping[str, StateDict]) -> Release:
     return Release(controlnet=controlnet, **parts)
 
 
-def build(make: Callable[..., nn.Module], weights: StateDict, ops: ModuleType = nn) -> nn.Module:
+def build(make: Callable[..., Network], weights: StateDict, ops: ModuleType = nn) -> Network:
     """A frozen network around the file's own tensors: nothing is copied, the stored number formats stay."""
     with torch.device("meta"):
         module = make(ops=ops)

@@ -1,6 +1,7 @@
 """LPIPS 0.1 (Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018)."""
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..pictures import luminance
@@ -37,7 +38,7 @@ def lpips(a: Features, b: Features, heads: Sequence[Tensor]) -> Tensor:
     """
     distances = [(w.to(x) * (unit_channels(x) - unit_channels(y)).square()).sum(1).mean((1, 2))
                  for x, y, w in zip(a, b, heads, strict=True)]
-    return sum(distances)
+    return torch.stack(distances).sum(0)
 
 
 def grey(pictures: Tensor) -> Tensor:
