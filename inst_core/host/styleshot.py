@@ -15,8 +15,6 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from torch import Tensor, nn
 
-from nodes import ControlNetApplyAdvanced
-
 from ..methods import hed, styleshot
 from ..methods.styleshot import KeyValue, StyleTokens
 from ..methods.styleshot_files import Release, read_release, style_adapter, style_encoder
@@ -325,4 +323,6 @@ def controlled(positive: list, negative: list, control: StyleControl, image: Ten
     if start >= end:
         raise ValueError(f"start_percent is {start} and end_percent {end}, so the control image would never act. Make "
                          "the end larger.")
+    from nodes import ControlNetApplyAdvanced  # ComfyUI's
+
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, image, strength, start, end)
