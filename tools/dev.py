@@ -59,7 +59,9 @@ STAND_INS = {
 }
 
 SMALL = "small_models", "small_styleshot"  # of tests/models
-SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile"  # two processes; a file's tests share what they set up
+# Two processes. A file's tests share what they set up; files run in pytest.ini's order, those with few long tests first,
+# so that neither process waits for the other at the end.
+SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"
 BROWSER = "--browser"
 CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM_HINT = ("on Debian or Ubuntu 'apt-get install chromium' gets it, or as root 'python3 tools/dev.py test "
