@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--checkpoint", type=Path, default=MODELS / "checkpoints" / "inst-demo.safetensors")
     measure.add_argument("--comfyui", type=Path, default=ROOT / ".dev" / "ComfyUI")
     measure.add_argument("--context", default="", help="words that guesses start from, in a further column")
+    measure.add_argument("--curve", type=Path, metavar="FILE", help="also plots the losses against steps")
     eyes(measure)
     plan = stage("plan", "floating point operations, hours and memory of a full-size training; runs nothing")
     plan.add_argument("--steps", type=int, default=50_000)

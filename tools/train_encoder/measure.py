@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> None:
         found = learn_style(session, encoder, painting, recipe)
         return [(check.samples // recipe.batch, check.loss) for check in found.checks]
 
-    known = {}
+    known, curves = {}, {}
     for picture in pictures_in(options.paintings, None):
         pixels = picture.pixels.permute(0, 2, 3, 1)
         painting, word = bench.painting(pixels, choose_recipe("direct", 4)), bench.word()
@@ -110,8 +110,11 @@ def measure(options: argparse.Namespace) -> None:
             "checks": bench.run(lambda session: learned(session, painting, guess, FEW))})  # noqa: B023
         known[picture.name] = Row(one["checks"][0][1], best(one["checks"]), two["told"], two["guess"],
                                   best(two["checks"]), two.get("context"), two["seconds"])
+        curves[picture.name] = one["checks"], two["checks"]
         print(f"[measure] {picture.name}: {known[picture.name]}", flush=True)
     table(known)
+    if options.curve:
+        plot(curves, options.curve)
 
 
 class Teller:
@@ -173,6 +176,25 @@ def table(rows: dict[str, Row]) -> None:
     sums = [sum(column) if None not in column else None for column in zip(*rows.values(), strict=True)]
     lines.append(cells("all losses together", [], Row(*sums).shares()))
     print(markdown(head, lines))
+
+
+def plot(curves: dict[str, tuple[list, list]], output: Path) -> None:
+    """Held-out loss against steps, from the word and from the guess, one small plot for each painting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(2.4 * len(curves), 2.6), sharex=True, squeeze=False)
+    for axis, (name, lines) in zip(axes[0], curves.items(), strict=True):
+        for checks, label in zip(lines, ("from the word", "from the guess"), strict=True):
+            axis.plot(*zip(*checks, strict=True), marker=".", label=label)
+        axis.set(title=name[:16], xlabel="steps")
+    axes[0, 0].set_ylabel("held-out loss")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(output, dpi=80)
+    print(f"curve: {output}")
 
 
 def cells(name: str, losses: list[float], shares: list[float], seconds: str = "") -> list[str]:
