@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_encoder import cache, judge, plan, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
+from train_encoder import cache, judge, plan, sources  # noqa: E402
 
 from inst_core import guessing  # noqa: E402
 
