@@ -1,8 +1,13 @@
 """Every node explains itself: in its sockets, and on its help page."""
+import asyncio
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import server
+from app.node_replace_manager import NodeReplaceManager
+from comfy_api.latest import io
 from inst_pack import nodes
 
 PAGES = Path(nodes.__file__).parents[1] / "web" / "docs"
@@ -27,3 +32,13 @@ def named(socket, page: str) -> bool:
 @pytest.mark.parametrize("node", nodes.NODES)
 def test_execute_takes_the_sockets(node):
     assert {socket.id for socket in node.define_schema().inputs} == {*inspect.signature(node.execute).parameters}
+
+
+def test_the_editor_is_told_of_renamed_nodes(monkeypatch):
+    renamed = io.NodeReplace(new_node_id="InST_Sample", old_node_id="InST_Old", old_widget_ids=["seed"])
+    manager = NodeReplaceManager()
+    monkeypatch.setattr(server.PromptServer, "instance", SimpleNamespace(node_replace_manager=manager), raising=False)
+    monkeypatch.setattr(nodes.host.routes, "add_routes", lambda: None)
+    monkeypatch.setattr(nodes, "REPLACED", (renamed,))
+    asyncio.run(nodes.InSTExtension().on_load())
+    assert manager.get_replacement("InST_Old") == [renamed]
