@@ -37,7 +37,7 @@ class InSTLoadStyleShot(io.ComfyNode):
                                tooltip="ip.bin of the same release: brings the tokens into the U-Net, and holds the "
                                        "ControlNet for the content."),
                 io.Combo.Input("contour_detector", options=[NONE, *weight_files("hed")], default=NONE, optional=True,
-                               tooltip="ControlNetHED.pth, if Apply StyleShot shall find the contours of a photograph "
+                               tooltip="ControlNetHED.pth, for Apply StyleShot to find the contours of a photograph "
                                        "itself. None when you bring a control map."),
                 io.Combo.Input("controlnet", options=[NONE, *weight_files("ip.")], default=NONE, optional=True,
                                advanced=True,

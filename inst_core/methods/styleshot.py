@@ -1,8 +1,8 @@
 """StyleShot: A Snapshot on Any Style (Gao et al., 2024) for Stable Diffusion 1.5.
 
-A *style-aware encoder* sees a picture as patches of three sizes, with one network for each size, and tells six style
-tokens.  Each cross-attention of the U-Net attends to the tokens beside the text, as in IP-Adapter (Ye et al. 2023).  A
-*content-fusion encoder*, which is a ControlNet with the tokens in place of the text, brings in the content.
+A *style-aware encoder* sees a picture as patches of three sizes, with one network for each size, and makes six style
+tokens of it.  Each cross-attention of the U-Net attends to the tokens beside the text, as in IP-Adapter (Ye et al.
+2023).  A *content-fusion encoder*, which is a ControlNet with the tokens in place of the text, brings in the content.
 
 Behaviour and keys of the authors' release (open-mmlab/StyleShot).  Sizes are read from the files, so that smaller
 networks of the same build load too.  Pictures are (B, 3, H, W) RGB in [0, 1].

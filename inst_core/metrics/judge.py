@@ -166,7 +166,7 @@ class Pair:
 
     @torch.no_grad()
     def measure(self, result: Tensor) -> dict[str, float]:
-        """{key of MEASURES: value}, as far as there are networks.
+        """{key of MEASURES: value}, for the networks that are loaded.
 
         Args:
             result: (1, 3, H, W) in [0, 1]; brought to the content's size.

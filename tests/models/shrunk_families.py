@@ -21,7 +21,7 @@ _CLIP = {"num_hidden_layers": 3, "intermediate_size": 64}
 
 WORDS = 64  # width of their text encoders
 TEXT_BRANCH = 0.3  # what a layer of them adds
-LOUD = 40  # how much louder the prompt is than the picture
+PROMPT_SCALE = 40  # of the prompt beside the picture
 _CHAT = {"hidden_size": WORDS, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
 
 
@@ -270,13 +270,13 @@ def _text_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _denoiser_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Random; what the picture hears of the prompt is loud, so that a prompt matters in networks of one layer."""
+    """Random; the prompt counts for much beside the picture, so that it matters in networks of one layer."""
     if key.endswith("norm.scale"):
         return torch.ones(shape)
     found = filled(key, shape)
     if key.endswith("txt_attn.qkv.weight"):
-        found[-shape[0] // 3:] *= LOUD
-    return found * LOUD if key.endswith(("add_v_proj.weight", "attn.w1v.weight")) else found
+        found[-shape[0] // 3:] *= PROMPT_SCALE
+    return found * PROMPT_SCALE if key.endswith(("add_v_proj.weight", "attn.w1v.weight")) else found
 
 
 def text_encoder(name: str) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def filled(key: str, shape: tuple[int, ...], gain: float = 1.0) -> Tensor:
 
 
 def denoiser(small: Small) -> dict[str, Tensor]:
-    """The random denoiser; its prompt is heard."""
+    """The random denoiser; it depends on its prompt."""
     import comfy.ldm.flux.model
     import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
     import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel

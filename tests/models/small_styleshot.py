@@ -3,7 +3,7 @@
     python tools/comfyui COMFYUI MODELS small_styleshot
 
 writes two files of 50 MB together into MODELS/style_transfer.  Load StyleShot opens them as it opens the released ones,
-which are a hundred times larger.  The networks are random: the result shows that the style picture is heard, not what
+which are a hundred times larger.  The networks are random: the result shows that the style picture matters, not what
 StyleShot would paint.
 """
 from collections.abc import Callable

@@ -145,7 +145,7 @@ STOCK = {
 
 @dataclass
 class Report:
-    """What came of it. ``problems`` is empty when all is well."""
+    """The outcome. ``problems`` is empty when all is well."""
 
     counts: Counter = field(default_factory=Counter)
     refusals: Counter = field(default_factory=Counter)
