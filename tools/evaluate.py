@@ -20,16 +20,13 @@ import json
 import re
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import requests
 import torch
 from bench.peak_memory import PeakMemory
 from comfyui.client import Client, PromptError
@@ -210,19 +207,6 @@ class Gatys:
         return gatys.stylize(self.network, content, style, settings).pictures
 
 
-def upload(client: Client, name: str, content: bytes) -> str:
-    """Puts a picture into the server's input folder; returns its name there."""
-    boundary = uuid.uuid4().hex
-    fields = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-    head = (f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: image/png\r\n\r\n")
-    body = fields.encode() + head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-    request = urllib.request.Request(f"{client.url}/upload/image", body,
-                                     {"Content-Type": f"multipart/form-data; boundary={boundary}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())["name"]
-
-
 class Workflow:
     """A workflow in a running ComfyUI, with a Load Image called Photograph and one called Painting."""
 
@@ -238,8 +222,8 @@ class Workflow:
         """
         try:
             return self._converted()
-        except urllib.error.URLError as error:
-            raise EvaluationError(f"No ComfyUI answers at {self._client.url} ({error.reason}). 'python3 tools/dev.py "
+        except requests.ConnectionError as error:
+            raise EvaluationError(f"No ComfyUI answers at {self._client.url} ({error}). 'python3 tools/dev.py "
                                   "serve' starts one.") from error
 
     def _converted(self) -> dict:
@@ -252,7 +236,7 @@ class Workflow:
     def __call__(self, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
         for title, picture in ((CONTENT_NODE, content), (STYLE_NODE, style)):
             png = as_png(picture)
-            name = upload(self._client, f"evaluate-{hashlib.sha256(png).hexdigest()[:16]}.png", png)
+            name = self._client.upload(f"evaluate-{hashlib.sha256(png).hexdigest()[:16]}.png", png)
             for node in self.prompt.values():
                 if node["class_type"] == "LoadImage" and node["_meta"]["title"] == title:
                     node["inputs"]["image"] = name
@@ -260,7 +244,7 @@ class Workflow:
         made = [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
         if not made:
             raise EvaluationError("The workflow saved no picture. It needs a Save Image.")
-        content = self._client.get(f"/view?{urllib.parse.urlencode(made[-1])}")
+        content = self._client.get("/view", **made[-1])
         return open_picture(io.BytesIO(content))
 
 

@@ -1,12 +1,10 @@
 """The pack in a real ComfyUI server: nodes, shipped workflows, cancelling, readable errors."""
 import json
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
+import requests
 import torch
 from comfyui.client import PromptError
 from inst_pack.inst_core.library import read_metadata
@@ -174,12 +172,8 @@ def test_shipped_files_are_all_that_a_first_run_needs(object_info, home):
 
 def test_a_style_file_from_outside_is_kept_or_refused(client, home):
     def send(name: str, content: bytes) -> tuple[int, dict]:
-        request = urllib.request.Request(f"{client.url}/inst/styles?name={quote(name)}", content, method="POST")
-        try:
-            with urllib.request.urlopen(request) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+        answer = requests.post(f"{client.url}/inst/styles", content, params={"name": name}, timeout=60)
+        return answer.status_code, answer.json()
 
     shipped = ROOT / "styles" / "inst-demo" / "hokusai.safetensors"
     assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕 暮.safetensors"})

@@ -2,13 +2,13 @@
 import asyncio
 import json
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Callable
 
 import aiohttp
+import requests
+
+SECONDS = 60  # for an answer of the server
 
 
 class PromptError(RuntimeError):
@@ -26,17 +26,23 @@ class Client:
         self.url = url.rstrip("/")
         self.id = uuid.uuid4().hex
 
-    def get(self, path: str):
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
-            body = answer.read()
-            return json.loads(body) if "json" in answer.headers.get_content_type() else body
+    def get(self, path: str, **query):
+        """What the server answers: JSON as what it stands for, anything else as bytes."""
+        answer = requests.get(f"{self.url}{path}", query, timeout=SECONDS)
+        answer.raise_for_status()
+        return answer.json() if "json" in answer.headers["Content-Type"] else answer.content
 
     def post(self, path: str, data: dict | None = None):
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(data or {}).encode(),
-                                         {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            body = answer.read()
-            return json.loads(body) if body else None
+        answer = requests.post(f"{self.url}{path}", json=data or {}, timeout=SECONDS)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def upload(self, name: str, picture: bytes) -> str:
+        """Puts a PNG into the server's input folder; returns its name there."""
+        answer = requests.post(f"{self.url}/upload/image", {"overwrite": "true"}, timeout=SECONDS,
+                               files={"image": (name, picture, "image/png")})
+        answer.raise_for_status()
+        return answer.json()["name"]
 
     def object_info(self) -> dict:
         return self.get("/object_info")
@@ -50,8 +56,8 @@ class Client:
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         try:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": self.id, "extra_data": extra})
-        except urllib.error.HTTPError as error:
-            said = json.loads(error.read())
+        except requests.HTTPError as error:
+            said = error.response.json()
             details = [f"{e['message']}: {e['details']}" for n in said["node_errors"].values() for e in n["errors"]]
             raise PromptError("; ".join(details) or said["error"]["message"], said["node_errors"]) from error
         return answer["prompt_id"]
