@@ -2,7 +2,8 @@
 from pathlib import Path
 
 import pytest
-from bench.quality import HEAD, MARKS, Kept, put_between, table_rows
+from bench.quality import HEAD, MARKS, put_between, table_rows
+from kept import Kept
 
 PAINTING, OTHER = Path("wave.png"), Path("rain.png")
 

@@ -8,8 +8,9 @@ import statistics
 
 import torch
 from comfyui import in_process
+from kept import Kept
 
-from bench.quality import Bench, Kept, paintings_of, run, shared_arguments
+from bench.quality import Bench, paintings_of, run, shared_arguments
 
 
 def variants(samples: int) -> dict[str, tuple]:

@@ -5,7 +5,6 @@ that very picture, direct and attention from crops of it.  Every finished run is
 an interruption, and it goes on where it was.
 """
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 from comfyui import in_process
+from kept import Kept
 from PIL import Image
 from tqdm import tqdm
 
@@ -80,26 +80,6 @@ class Bench:
 
 
 # ---- runs that are kept ----
-
-class Kept:
-    """Finished runs, one line of JSON each."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.found = {tuple(run["key"]): run for run in map(json.loads, lines)}
-
-    def __contains__(self, key: tuple) -> bool:
-        return key in self.found
-
-    def get(self, key: tuple, make) -> dict:
-        if key not in self.found:
-            self.found[key] = {"key": list(key), **make()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.found[key]) + "\n")
-        return self.found[key]
-
 
 def key_of(bench: Bench, name: str, recipe, path: Path, seed: int, layers: str = "all") -> tuple:
     return name, repr(recipe), layers, path.name, seed, bench.pixels

@@ -6,7 +6,6 @@ stands there as narrow as it was trained, and its text layers, which add nothing
 any end.
 """
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 from demo_model import checkpoint, networks
+from kept import Kept
 from torch import Tensor, nn
-from whole import write_whole
 
 STEPS, FEW = 100, 20
 
@@ -89,6 +88,7 @@ def measure(options: argparse.Namespace) -> None:
         return [(check.samples // recipe.batch, check.loss) for check in found.checks]
 
     known, curves = {}, {}
+    from_word, from_guess = (Kept(options.folder / f"{name}.jsonl") for name in ("word", options.encoder.stem))
     for picture in pictures_in(options.paintings, None):
         pixels = picture.pixels.permute(0, 2, 3, 1)
         painting, word = bench.painting(pixels, choose_recipe("direct", 4)), bench.word()
@@ -103,9 +103,9 @@ def measure(options: argparse.Namespace) -> None:
         def losses(session, vectors=vectors, painting=painting) -> dict[str, float]:
             return {name: held_out(session, words, painting.whole) for name, words in vectors.items()}
 
-        one = remembered(options.folder / "word.json", picture.name, lambda: {
+        one = from_word.get((picture.name,), lambda: {
             "checks": bench.run(lambda session: learned(session, painting, word, STEPS))})  # noqa: B023 (called at once)
-        two = remembered(options.folder / f"{options.encoder.stem}.json", picture.name, lambda: {
+        two = from_guess.get((picture.name,), lambda: {
             **bench.run(losses), "seconds": seconds,  # noqa: B023
             "checks": bench.run(lambda session: learned(session, painting, guess, FEW))})  # noqa: B023
         known[picture.name] = Row(one["checks"][0][1], best(one["checks"]), two["told"], two["guess"],
@@ -131,16 +131,6 @@ class Teller:
     def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
         """Of (1, 3, H, W) in [0, 1]."""
         return {"clip_l": self._space.told(self._teacher.measured(pictures))}
-
-
-def remembered(path: Path, name: str, make: Callable[[], dict]) -> dict:
-    """What the file knows under this name; made and written there where it does not."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if name not in known:
-        known[name] = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda partial: partial.write_text(json.dumps(known)))
-    return known[name]
 
 
 def best(checks: list) -> float:
