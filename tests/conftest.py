@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ class Golden:
     def state_dict(self, role: str) -> dict:
         """Role -> {official key: tensor}, filled by the golden rule."""
         return {k: self._torch.from_numpy(v) for k, v in self.fill.state_dict(role, self.manifest[role]).items()}
+
+    def load_model(self, folder: Path, *roles: str):
+        """A feed-forward model through files with the official names, as released."""
+        from inst_pack.inst_core.methods import load_style_model
+
+        for role in roles:
+            self._torch.save(OrderedDict(self.state_dict(role)), folder / role.split("/")[-1])
+        return load_style_model({p.name: self._torch.load(p, weights_only=True) for p in folder.iterdir()})
 
     def tensor(self, key: str):
         """An expected array as a tensor."""

@@ -1,8 +1,7 @@
-from collections import OrderedDict
 
 import pytest
 import torch
-from inst_pack.inst_core.methods import Limits, adaattn, load_style_model
+from inst_pack.inst_core.methods import Limits, adaattn
 from inst_pack.inst_core.pictures import normalise
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,13 +19,7 @@ def data(golden):
 
 @pytest.fixture(scope="module")
 def load(data, tmp_path_factory):
-    """A model through files with the official names, as released."""
-    def load(*roles):
-        folder = tmp_path_factory.mktemp("adaattn")
-        for role in roles:
-            torch.save(OrderedDict(data.state_dict(role)), folder / role.split("/")[-1])
-        return load_style_model({p.name: torch.load(p, weights_only=True) for p in folder.iterdir()})
-    return load
+    return lambda *roles: data.load_model(tmp_path_factory.mktemp("adaattn"), *roles)
 
 
 @pytest.fixture(scope="module")

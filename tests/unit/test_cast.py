@@ -1,8 +1,7 @@
-from collections import OrderedDict
 
 import pytest
 import torch
-from inst_pack.inst_core.methods import Limits, cast, load_style_model
+from inst_pack.inst_core.methods import Limits, cast
 from inst_pack.inst_core.pictures import mean_std
 
 ATOL = 1e-4
@@ -16,11 +15,7 @@ def data(golden):
 
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
-    """Through files with the official names, as released."""
-    folder = tmp_path_factory.mktemp("cast")
-    for role in ROLES:
-        torch.save(OrderedDict(data.state_dict(role)), folder / role)
-    return load_style_model({p.name: torch.load(p, weights_only=True) for p in folder.iterdir()})
+    return data.load_model(tmp_path_factory.mktemp("cast"), *ROLES)
 
 
 @pytest.fixture(autouse=True)

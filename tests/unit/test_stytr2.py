@@ -1,9 +1,8 @@
 import copy
-from collections import OrderedDict
 
 import pytest
 import torch
-from inst_pack.inst_core.methods import Limits, load_style_model, stytr2
+from inst_pack.inst_core.methods import Limits, stytr2
 from torch import nn
 
 ATOL = 1e-4
@@ -17,11 +16,7 @@ def data(golden):
 
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
-    """Through files with the official names, as released."""
-    folder = tmp_path_factory.mktemp("stytr2")
-    for role in ROLES:
-        torch.save(OrderedDict(data.state_dict(role)), folder / role)
-    return load_style_model({p.name: torch.load(p, weights_only=True) for p in folder.iterdir()})
+    return data.load_model(tmp_path_factory.mktemp("stytr2"), *ROLES)
 
 
 @pytest.fixture(autouse=True)
