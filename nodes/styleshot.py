@@ -37,7 +37,7 @@ class InSTLoadStyleShot(io.ComfyNode):
                                tooltip="ip.bin of the same release: brings the tokens into the U-Net, and holds the "
                                        "ControlNet for the content."),
                 io.Combo.Input("contour_detector", options=[NONE, *weight_files("hed")], default=NONE, optional=True,
-                               tooltip="ControlNetHED.pth, if Apply StyleShot shall find the contours of a photograph "
+                               tooltip="ControlNetHED.pth, if Apply StyleShot should find the contours of a photograph "
                                        "itself. None when you bring a control map."),
                 io.Combo.Input("controlnet", options=[NONE, *weight_files("ip.")], default=NONE, optional=True,
                                advanced=True,
@@ -94,7 +94,7 @@ class InSTApplyStyleShot(io.ComfyNode):
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                                tooltip="The part of the sampling after which the control image acts."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                               tooltip="The part of the sampling after which the control image acts no more."),
+                               tooltip="The part of the sampling after which the control image no longer acts."),
                 io.Combo.Input("patch_order", options=[AS_THEY_COME, SHUFFLED], default=AS_THEY_COME, optional=True,
                                advanced=True,
                                tooltip="as they come: always the same result. shuffled: the encoder sees the patches "

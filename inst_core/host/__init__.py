@@ -78,9 +78,10 @@ from .training import (
     training_mode,
     training_session,
 )
-from .vision import encode_latent, picture_features
+from .vision import NO_VISION, encode_latent, picture_features
 
 __all__ = [
+    "NO_VISION",
     "COARSE",
     "PAPER_FAMILY",
     "SAMPLERS",
