@@ -234,6 +234,7 @@ class Newcomer:
             self.stages[-1].clicks += 1
             assert self.editor.run()["over"] is None
             self.page.get_by_test_id("error-overlay").wait_for()
+            self.page.get_by_text("The connected style is used").wait_for(state="hidden", timeout=10000)  # in its way
         assert any(f"{LOADER} is red" in problem for problem in self.editor.problems())
 
     def walk(self, painting: Path, photographs: tuple[Path, Path], choices: dict[str, str],
