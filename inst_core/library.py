@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import struct
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 KEY_VERSION = 1  # another one when the same inputs no longer lead to the same style
 SUFFIX = ".safetensors"
+_SPOKEN = re.compile(r"[^\s()\[\]{},:|*\\]+")  # names that a prompt carries as embedding:name; files may have others
 MAX_HEADER = 2**22  # bytes; a style's takes some ten thousand, most of it the thumbnail
 WHOLE, SAMPLES, DEPTH = 2**16, 256, 12  # tensors up to this are hashed whole; of larger ones so many numbers
 
@@ -156,8 +158,9 @@ class Known(NamedTuple):
     @property
     def text(self) -> str:
         """What the user is told."""
+        called = f"; in any prompt it is embedding:{self.label}" if _SPOKEN.fullmatch(self.label) else ""
         return (f"{self.label}{SUFFIX} is loaded, learned on {self.date:%Y-%m-%d %H:%M} from the same painting, models "
-                f"and settings; in any prompt it is embedding:{self.label}\nSwitch on learn_again to learn it anew.")
+                f"and settings{called}\nSwitch on learn_again to learn it anew.")
 
 
 def find(key: str, folders: Iterable[Path]) -> Known | None:

@@ -2,14 +2,19 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .library import SUFFIX, files_in
 from .style import Style, save_style
 
 log = logging.getLogger(__name__)
+
+AUTO, DEFAULT = "auto", "style"  # a name that is the painting's; the one where that is not known
+PICTURE_LOADERS = {"LoadImage", "LoadImageOutput"}  # of the host, with the file in their widget ``image``
+MASK_EDITOR = "clipspace"  # begins the paths of what it saves
 
 MAX_NAME_BYTES = 200  # file systems take 255; the number and the suffix are added
 MOST_DIGITS = 9  # of a number that counts; longer ones are part of a name
@@ -63,14 +68,54 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _suggestion(name: str) -> str:
-    """A usable name near an unusable one."""
+def _near(name: str, most: int) -> str | None:
+    """A usable name of at most so many bytes near an unusable one."""
     visible = "".join(c for c in _FORBIDDEN.sub("_", name) if c.isprintable())
     parts = [part.strip("._") for part in visible.split("/")]
     near = "/".join(f"{part}_" if _WINDOWS_DEVICES.fullmatch(part) else part for part in parts if part)
-    near = near.encode()[:MAX_NAME_BYTES // 4].decode(errors="ignore")
+    near = near.encode()[:most].decode(errors="ignore")
     near = f"style_{near}" if _is_number(_numbered(near, 1)) else near
-    return near if near and not _problem(near) else "starry_night"
+    return near if near and not _problem(near) else None
+
+
+def _suggestion(name: str) -> str:
+    return _near(name, MAX_NAME_BYTES // 4) or "starry_night"
+
+
+def file_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | None:
+    """The file of the picture that reaches the input ``image`` of a node.
+
+    It is looked for in Load Image, also behind nodes that only change a picture, which call theirs ``image``, too.
+
+    Args:
+        prompt: the host's, {node id: {"class_type": its type, "inputs": {name: value or [node id, output]}}}.
+
+    Returns:
+        The file's name without folders; None where the picture comes from elsewhere or was renamed by the mask editor.
+    """
+    passed: set[str | None] = set()
+    while prompt and node_id in prompt and node_id not in passed:
+        passed.add(node_id)
+        node = prompt[node_id]
+        match node.get("inputs", {}).get("image"):
+            case str(file) if node.get("class_type") in PICTURE_LOADERS and not file.startswith(MASK_EDITOR):
+                return PurePosixPath(re.sub(r" \[\w+\]$", "", file)).name  # " [output]" says where it lies
+            case [str(node_id), _]:
+                continue
+    return None
+
+
+def choose_name(name: str, file: str | None = None) -> str:
+    """The name as it will be used: as typed, or for auto that of the painting's file, as far as prompts can carry it.
+
+    Raises:
+        ValueError: as ``check_name``.
+    """
+    name = check_name(name)
+    if name != AUTO:
+        return name
+    near = _near(unicodedata.normalize("NFC", PurePosixPath(file or "").stem), MAX_NAME_BYTES // 2)
+    return re.sub("__+", "_", near) if near else DEFAULT
 
 
 def _numbered(name: str, number: int) -> str:

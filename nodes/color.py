@@ -29,7 +29,8 @@ class InSTMatchColor(io.ComfyNode):
                 io.Float.Input("amount", default=1.0, min=0.0, max=1.0, step=0.05,
                                tooltip="0 = unchanged, 1 = the painting's colours."),
                 io.Model.Input("model", optional=True,
-                               tooltip="The checkpoint, for semantic only: one look at each picture tells regions."),
+                               tooltip="The checkpoint, for semantic only: one look at each picture tells its regions "
+                                       "apart."),
                 io.Mask.Input("content_mask", optional=True,
                               tooltip="White: a region of the photograph that takes the colours of what is white in "
                                       "style_mask. A batch of masks is several regions."),

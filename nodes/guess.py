@@ -61,7 +61,7 @@ class InSTGuessStyle(io.ComfyNode):
                 InstStyle.Output(display_name="style", tooltip="For Apply InST Style, Save InST Style, or "
                                                                "continue_from of Learn InST Style."),
                 io.String.Output(display_name="text", tooltip="For the text of Apply InST Style, where the context "
-                                                              "shall stay in the prompt: '*, ukiyo-e'."),
+                                                              "should stay in the prompt: '*, ukiyo-e'."),
             ],
         )
 

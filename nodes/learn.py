@@ -20,6 +20,12 @@ def suited(name: str) -> str:
     return ", ".join(f"{value:g} for {' and '.join(encoders)}" for value, encoders in by_value.items())
 
 
+def check_vision(encoder: str, quality: str, connected: bool) -> None:
+    """Raises ValueError for an unknown encoder or quality, or one that needs CLIP vision where none is connected."""
+    if ENCODERS[choose_recipe(encoder, quality=quality).encoder].needs_picture and not connected:
+        raise ValueError(host.vision.NO_VISION)
+
+
 def stopped_name(name: str) -> str:
     """The name under which a run that was stopped keeps what it learned; the plain name where that has no room."""
     return f"{name}_stopped" if len(f"{name}_stopped".encode()) <= saving.MAX_NAME_BYTES else name
@@ -67,8 +73,9 @@ class InSTLearnStyle(io.ComfyNode):
                 io.String.Input("prompt", default="*", optional=True,
                                 tooltip="What the painting shows, with * for the style: 'a village at night in the "
                                         "style of *'. Words you write here do not have to be learned."),
-                io.String.Input("name", default="style", optional=True,
-                                tooltip="File name of the style, also in a folder: painters/monet. A number is added."),
+                io.String.Input("name", default=saving.AUTO, optional=True,
+                                tooltip="File name of the style, also in a folder: painters/monet. A number is added. "
+                                        "auto: the name of the painting's file."),
                 io.Int.Input("resolution", default=0, min=0, max=2048, step=64, optional=True, advanced=True,
                              extra_dict=ZERO_IS_AUTO,
                              tooltip="The painting is learned at about this many pixels squared. auto (0): what the "
@@ -119,17 +126,22 @@ class InSTLearnStyle(io.ComfyNode):
                 InstStyle.Output(display_name="style", tooltip="The learned style, for Apply InST Style."),
                 LossMap.Output(display_name="loss", tooltip="Held-out loss over the run, for Plot Loss Graph."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, name="style") -> bool | str:
-        return problem_of(saving.check_name, "style" if name is None else name)  # None: from another node
+    def validate_inputs(cls, name=saving.AUTO, encoder=AUTO, quality=GOOD, clip_vision="", style="") -> bool | str:
+        # What is connected is None here, and known when the graph runs.
+        if (answer := problem_of(saving.check_name, saving.AUTO if name is None else name)) is not True:
+            return answer
+        if None in (encoder, quality, style):
+            return True
+        return problem_of(check_vision, encoder, quality, clip_vision is None)
 
     @classmethod
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
-                clip_vision=None, prompt="*", name="style", resolution=0, start=START_WORDS, max_seconds=0.0,
+                clip_vision=None, prompt="*", name=saving.AUTO, resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,
                 quality=GOOD, style=None, adapter_rank=0, style_mask=None,
                 content="", stages=1) -> io.NodeOutput:
@@ -141,7 +153,8 @@ class InSTLearnStyle(io.ComfyNode):
         host.patches.check_copyable(model, "model")
         host.patches.check_copyable(clip.patcher, "clip")
         host.training.check_layers(model, layers)
-        name, prompt, content = saving.check_name(name), host.text.with_placeholder(prompt), content.strip()
+        name = saving.choose_name(name, cls.painting_file())
+        prompt, content = host.text.with_placeholder(prompt), content.strip()
         pictures = preprocess.paintings(image, style_mask)
         recipe = choose_recipe(encoder, tokens, steps, batch_size, learning_rate, strongest, quality, start=start,
                                seed=seed, seconds=max_seconds)
@@ -183,6 +196,11 @@ class InSTLearnStyle(io.ComfyNode):
                                       save, modules[1:])
         style, said = save(learned)
         return io.NodeOutput(style, {"loss": [check.loss for check in learned.checks]}, ui=ui.PreviewText(said))
+
+    @classmethod
+    def painting_file(cls) -> str | None:
+        """Where the painting comes from, as far as the graph tells."""
+        return saving.file_behind(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None))
 
     @classmethod
     def say(cls, text: str) -> None:

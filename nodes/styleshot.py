@@ -94,7 +94,7 @@ class InSTApplyStyleShot(io.ComfyNode):
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                                tooltip="The part of the sampling after which the control image acts."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                               tooltip="The part of the sampling after which the control image acts no more."),
+                               tooltip="The part of the sampling after which the control image no longer acts."),
                 io.Combo.Input("patch_order", options=[AS_THEY_COME, SHUFFLED], default=AS_THEY_COME, optional=True,
                                advanced=True,
                                tooltip="as they come: always the same result. shuffled: the encoder sees the patches "

@@ -106,7 +106,7 @@ function nodeOf(path) {
 }
 
 const titles = new Map();  // boxes whose title tells what goes on inside -> their own title
-let saved = null;
+let saved = null, message = null;
 
 /** Lets the title of the box around Learn InST Style tell what the node says. */
 function sayOutside({ detail }) {
@@ -120,11 +120,18 @@ function sayOutside({ detail }) {
 
 /** Gives boxes their titles back, and says under which name a style was saved. */
 function endSaying({ type }) {
-    if (titles.size && type === "execution_success")
-        app.extensionManager.toast.add({ severity: "success", summary: [...titles.values()][0], detail: saved,
-                                         life: 15000 });
+    if (titles.size && type === "execution_success") {
+        message = { severity: "success", summary: [...titles.values()][0], detail: saved, life: 15000 };
+        app.extensionManager.toast.add(message);
+    }
     for (const [box, title] of titles) box.title = title;
     titles.clear();
+}
+
+/** Makes room for what the next run has to say. */
+function endMessage() {
+    if (message) app.extensionManager.toast.remove(message);
+    message = null;
 }
 
 // ---- style files dropped on the canvas ----
@@ -188,6 +195,7 @@ app.registerExtension({
     setup() {
         watchDrops();
         api.addEventListener("progress_text", sayOutside);
+        api.addEventListener("promptQueueing", endMessage);
         for (const end of ["execution_success", "execution_error", "execution_interrupted"])
             api.addEventListener(end, endSaying);
     },

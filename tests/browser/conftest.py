@@ -12,11 +12,6 @@ sys.path.append(str(ROOT / "tests" / "server"))
 import dev  # noqa: E402
 from running import COMFYUI, MODELS, make_home, serving, write_style  # noqa: E402
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # news and the like stay away
-SCREEN = {"width": 1600, "height": 1000}
-
 
 def missing() -> str:
     """Why the browser tests cannot run, and how to change that."""
@@ -49,7 +44,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def whole_session(home):
     """The editor; the page, the browser and the server end with the session."""
-    from editor import Editor
+    from editor import FLAGS, SCREEN, Editor
     from playwright.sync_api import sync_playwright
 
     folder = dev.DEV / "screenshots"

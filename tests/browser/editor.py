@@ -11,6 +11,10 @@ FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.L
 SEARCH, TEMPLATES = "Workspace.SearchBox.Toggle", "Comfy.BrowseTemplates"
 PACK = "ComfyUI-InST"
 RUN_SECONDS = 300  # a bound for what hangs, not a promise
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync",
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # news and the like stay away
+SCREEN = {"width": 1600, "height": 1000}
 
 # Notes what a person sees while a workflow runs: bars that fill, and pictures in nodes before they are done.
 WATCH = """() => {
@@ -92,10 +96,11 @@ class Editor:
 
     Attributes:
         errors: what the page wrote to its console as errors, since the list was last cleared.
+        patience: seconds after which a run counts as hung.
     """
 
-    def __init__(self, page: Page, url: str, screenshots: Path):
-        self.page, self.url, self.screenshots = page, url, screenshots
+    def __init__(self, page: Page, url: str, screenshots: Path, patience: float = RUN_SECONDS):
+        self.page, self.url, self.screenshots, self.patience = page, url, screenshots, patience
         self.errors: list[str] = []
         self.usual: set[str] = set()
         page.on("console", self._console)
@@ -194,7 +199,7 @@ class Editor:
         """Presses Run and waits until it is over; returns what was seen on the way: progress, previews, over."""
         self.page.evaluate(WATCH)
         self.page.get_by_test_id("queue-button").click()
-        end = time.monotonic() + RUN_SECONDS
+        end = time.monotonic() + self.patience
         while time.monotonic() < end:
             seen = self.page.evaluate("() => seen")
             if seen["over"] or self.page.get_by_test_id("error-overlay").is_visible():

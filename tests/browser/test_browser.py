@@ -9,12 +9,10 @@ from running import ROOT, SMALL, WORKFLOWS
 NODES = sorted(set(re.findall(r'node_id="(InST_\w+)"', "".join(p.read_text() for p in (ROOT / "nodes").glob("*.py")))))
 RESULTS = {"SaveImage", "PreviewImage", "LossGraphNode"}
 # More than fits on a screen with titles that can be read.
-LARGE = {"04_everything_in_one_graph", "09_on_sdxl", "11_styles_in_regions", "13_several_paintings",
-         "15_strengths_side_by_side", "18_compare_everything", "23_styleshot", "24_guess_a_style",
-         "25_colours_by_region", "26_keep_content_out"}
+LARGE = {"11_styles_in_regions", "15_strengths_side_by_side", "18_compare_everything"}
 SLOW = {"InST_Sample", "InST_LearnStyle", "KSampler", "SamplerCustomAdvanced", "InST_GatysStyleTransfer"}
-# One of each kind; the graphs of the others run in the server tier.
-RUN = {"01_start_here", "02_learn_a_style", "03_repaint_in_a_style", "05_a_whole_batch", "17_custom_sampling",
+# One of each kind; the graphs of the others run in the server tier, and the first one in test_newcomer.
+RUN = {"02_learn_a_style", "03_repaint_in_a_style", "05_a_whole_batch", "17_custom_sampling",
        "19_gatys", "24_guess_a_style"}
 BOX = "Style transfer (InST)"
 TINY = {**SMALL, "InST_LearnStyle": {"steps": 2, "resolution": 64, "learn_again": True}, BOX: {"scale": 0.25}}

@@ -261,6 +261,17 @@ def test_start_words_are_where_learning_starts(small, pictures):
     assert first[0] != first[1]
 
 
+@pytest.mark.parametrize("given, said", [
+    ({}, None), ({"quality": "like the paper"}, "through CLIP"), ({"encoder": "attention"}, "through CLIP"),
+    ({"quality": "like the paper", "clip_vision": None}, None), ({"quality": "like the paper", "style": None}, None),
+    ({"quality": "like the paper", "encoder": "direct"}, None), ({"quality": None}, None), ({"encoder": None}, None),
+    ({"quality": "best"}, "quality is 'best'; expected one of"), ({"name": "a b"}, "name is 'a b'")])
+def test_what_is_missing_is_said_on_run(given, said):
+    """None stands for what is connected, as the host hands it in."""
+    answer = InSTLearnStyle.validate_inputs(**given)
+    assert answer is True if said is None else said in answer
+
+
 def test_several_paintings_all_count(small, pictures):
     both, one = (learn(small, seen, steps=2, batch_size=2) for seen in (pictures, pictures[:1]))
     assert not torch.equal(both.result[0].vectors["clip_l"], one.result[0].vectors["clip_l"])

@@ -112,6 +112,17 @@ def test_a_style_is_found_under_any_name_in_any_folder(tmp_path, with_metadata):
     assert library.find("C", [models, output]) is None and library.find("A", [output, tmp_path / "none"]) is None
 
 
+@pytest.mark.parametrize("name, spoken", [("wave", True), ("painters/夕暮れ", True), ("another name", False),
+                                          ("wave (1)", False), ("wave,1", False)])
+def test_a_name_is_offered_to_prompts_only_where_they_can_carry_it(tmp_path, name, spoken):
+    saving.save_new(learned("A"), "wave", [tmp_path], True)
+    target = tmp_path / f"{name}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    (tmp_path / "wave_00001.safetensors").rename(target)
+    text = library.find("A", [tmp_path]).text
+    assert text.startswith(f"{name}.safetensors is loaded") and (f"embedding:{name}" in text) == spoken
+
+
 def test_the_newest_whole_file_is_taken(tmp_path):
     for number in (1, 2, 3):
         saving.save_new(learned("A", float(number)), "wave", [tmp_path], True)

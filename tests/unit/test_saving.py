@@ -168,3 +168,35 @@ def test_a_style_with_nan_is_refused_and_not_written(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         saving.save_new(style(float("nan")), "wave", [tmp_path], True)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name, file, used", [
+    ("auto", "starry_night.jpg", "starry_night"), (" auto ", "Nacht am Fluß (1).png", "Nacht_am_Fluß_1"),
+    ("auto", "夕暮れ.webp", "夕暮れ"), ("auto", "001.jpg", "style_001"), ("auto", "con.png", "con_"),
+    ("auto", "a, b: {c}.jpg", "a_b_c"), ("auto", "x" * 250 + ".jpg", "x" * 100), ("auto", "....jpg", "style"),
+    ("auto", None, "style"), ("auto", "", "style"), ("monet", "starry_night.jpg", "monet"),
+    ("style", "starry_night.jpg", "style")])
+def test_a_style_is_called_as_typed_or_as_its_painting(name, file, used):
+    assert saving.choose_name(name, file) == saving.check_name(used) == used
+
+
+def load(file: str, kind: str = "LoadImage") -> dict:
+    return {"class_type": kind, "inputs": {"image": file}}
+
+
+@pytest.mark.parametrize("prompt, found", [
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": load("monet.jpg")}, "monet.jpg"),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": load("painters/monet.jpg [output]", "LoadImageOutput")},
+     "monet.jpg"),
+    ({"5:2": load(["3", 0], "InST_LearnStyle"), "3": load(["1", 0], "ImageScale"), "1": load("a.b.png [input]")},
+     "a.b.png"),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": load("clipspace/clipspace-painted-masked-17.png [input]")}, None),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": load("aGVsbG8=", "LoadImageFromText")}, None),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": {"class_type": "VAEDecode", "inputs": {"samples": ["0", 0]}}},
+     None),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": {"class_type": "BatchImagesNode",
+                                                      "inputs": {"images.image0": ["0", 0]}}}, None),
+    ({"5:2": load(["1", 0], "InST_LearnStyle"), "1": load(["5:2", 0], "ImageScale")}, None),  # round and round
+    ({"5:2": load(["9", 0], "InST_LearnStyle")}, None), ({"5:2": {}}, None), ({}, None), (None, None)])
+def test_the_file_of_a_painting_is_found_behind_nodes_that_change_it(prompt, found):
+    assert saving.file_behind(prompt, "5:2") == found

@@ -17,7 +17,7 @@ PACK = {"cnr_id": "inst-style-transfer", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 
 # What the front end needs, in its pixels; tests/browser compares with what it draws.
-WIDTH, TITLE, GAP, PADDING, HEADING = 320, 30, 60, 24, 50
+WIDTH, TITLE, GAP, PADDING, HEADING = 296, 30, 60, 16, 50
 SOCKET, WIDGET, TEXT, PICTURE, FRAME = 20, 24, 96, 224, 6
 NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS, NOTE_FRAME, NOTE_GAP = 600, 18, 100, 56, 36
 SHOWN_LATER = 270  # room for what a node shows once it has run
@@ -135,7 +135,7 @@ class Graph:
 
     def column(self) -> None:
         """Goes on in a new column of the same group."""
-        self.left, self.y = self.left + self.width + 2 * GAP, self.top + TITLE + HEADING
+        self.left, self.y = self.left + self.width + GAP, self.top + TITLE + HEADING
 
     def row(self) -> None:
         """Goes on below all groups of this block."""

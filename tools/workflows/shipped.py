@@ -134,7 +134,7 @@ def start_here(g: Graph) -> None:
 
 def learn_style(g: Graph) -> None:
     g.note("Learn a style", steps(
-        "Choose your checkpoint and your painting.", "Give the style a name.",
+        "Choose your checkpoint and your painting.", "Give the style a name, or leave auto: the painting's.",
         "Press Run. When it is done press R: the style is in Load InST Style.",
         more="**quality** decides how long it takes. **prompt** says what the painting shows, with * for its style: "
              "\"a village at night, *\". The file also works in every prompt, as \"embedding:\" and its name."))
@@ -269,16 +269,18 @@ def on_sdxl(g: Graph) -> None:
     g.note("A style on SDXL", steps(
         f"Choose an SDXL checkpoint, such as {SDXL}, or one made from it.", "Choose your photograph and your painting.",
         "Press Run.",
-        more="Both text encoders get the style, and pictures are brought to SDXL's size by themselves. SD 3, Flux and "
+        more="Both text encoders get the style, and pictures are scaled to SDXL's size automatically. SD 3, Flux and "
              "other families work in the same graph with their own loaders: see the README of this pack. A style "
              "fits every checkpoint with the same text encoders."))
     with g.group("Model and painting", MODELS):
         checkpoint(g, SDXL)
         painting(g)
     photograph_group(g)
+    with g.group("Learn", STYLE):
+        learned_style(g)
     with g.group("Style", STYLE):
-        learned_style(g, name="style_sdxl")
         apply_style(g, ("learn", 0))
+        nothing_else(g)
     with g.group("Repaint", REPAINT):
         repaint(g)
     picture(g, "inst/sdxl")
@@ -304,10 +306,10 @@ def in_few_steps(g: Graph) -> None:
 
 def per_region(g: Graph) -> None:
     g.note("Styles in regions", steps(
-        "Choose your photograph and two styles.", "Paint a mask: right-click the photograph, Open in Mask Editor.",
-        "Press Run.",
-        more="Style A goes where the mask is, style B everywhere else. **strength** in the two mask nodes says how "
-             "firmly. Without a mask of your own the left half is taken. " + YOUR_STYLE))
+        "Choose your photograph and two styles.", "Press Run: style A goes to the left half, style B to the rest.",
+        "For a region of your own right-click the photograph, Open in Mask Editor, and connect its MASK to A here and "
+        "to Invert Mask.",
+        more="**strength** in the two mask nodes says how firmly each region is held. " + YOUR_STYLE))
     styles_a_and_b(g)
     photograph_group(g)
     with g.group("Regions", PICTURES):
@@ -337,8 +339,8 @@ def colours_by_region(g: Graph) -> None:
     with g.group("Model and style", STYLE):
         checkpoint(g)
         saved_style(g)
-    with g.group("Photograph and painting", PICTURES):
-        photograph(g)
+    photograph_group(g)
+    with g.group("Painting", PICTURES):
         painting(g)
         g.add("style_latent", "VAEEncode", "VAE Encode (painting)", pixels=("painting", 0), vae=("checkpoint", 2))
     with g.group("Colours", STYLE):
@@ -351,8 +353,9 @@ def colours_by_region(g: Graph) -> None:
 
 def over_steps(g: Graph) -> None:
     g.note("A style over the steps", steps(
-        "Choose your photograph and a style.", "Show the advanced inputs of Apply InST Style.",
-        "Set **start_percent**, **end_percent** and **shape**, and press Run.",
+        "Choose your photograph and a style.",
+        "Set **start_percent**, **end_percent** and **shape** of Apply InST Style; Nodes 2.0 has them among the "
+        "advanced inputs.", "Press Run.",
         more="0 is pure noise, 1 the finished picture; sampling at repaint strength 0.6 begins at 0.4. A style that "
              "sets in late leaves shapes alone and changes texture; \"ease in\" lets it rise slowly. " + YOUR_STYLE))
     model_and_style(g, strength=1.2, start_percent=0.5, shape="ease in")
@@ -370,13 +373,16 @@ def several_paintings(g: Graph) -> None:
     with g.group("Paintings", PICTURES):
         painting(g)
         g.add("painting_2", "LoadImage", "Second painting", image="inst_painting_2.jpg")
-    with g.group("Model and style", STYLE):
-        checkpoint(g)
         g.add("paintings", "BatchImagesNode", **{"images.image0": ("painting", 0), "images.image1": ("painting_2", 0)})
+    with g.group("Model and photograph", PICTURES):
+        checkpoint(g)
+        photograph(g)
+    with g.group("Learn", STYLE):
         learned_style(g, ("paintings", 0), name="painter")
-    photograph_group(g)
-    with g.group("Repaint", REPAINT):
+    with g.group("Style", STYLE):
         apply_style(g, ("learn", 0))
+        nothing_else(g)
+    with g.group("Repaint", REPAINT):
         repaint(g)
     picture(g, "inst/painter")
 
@@ -434,12 +440,11 @@ def guess_a_style(g: Graph) -> None:
         more=f"The guess takes a moment. {GUESSER} ships with this pack and guesses for its small demo checkpoint only."
              " For your own checkpoint an encoder has to be trained first (docs/guessing.md), or learn the style "
              "(template 02)."))
-    with g.group("Model", MODELS):
+    with g.group("Model and painting", MODELS):
         checkpoint(g)
-    with g.group("Photograph", PICTURES):
-        photograph(g)
-    with g.group("Painting and guess", STYLE):
         painting(g)
+    photograph_group(g)
+    with g.group("Guess", STYLE):
         g.add("guess", "InST_GuessStyle", image=("painting", 0), encoder_name=GUESSER)
         apply_style(g, ("guess", 0))
     with g.group("Repaint", REPAINT):
@@ -572,9 +577,8 @@ def styleshot(g: Graph) -> None:
         checkpoint(g)
         g.add("positive", "CLIPTextEncode", "Prompt", clip=("checkpoint", 1), text="a house, best quality")
         g.add("negative", "CLIPTextEncode", "Negative prompt", clip=("checkpoint", 1), text="worst quality")
-    with g.group("Photograph and painting", PICTURES):
-        photograph(g)
-        g.column()
+    photograph_group(g)
+    with g.group("Painting", PICTURES):
         painting(g)
     with g.group("StyleShot", STYLE):
         apply_styleshot(g)
@@ -634,13 +638,11 @@ def compare_methods(g: Graph) -> None:
 
 def keep_content_out(g: Graph) -> None:
     g.note("Keep content out", steps(
-        "Choose your painting. Right-click it, Open in Mask Editor, and paint over what is not style: a frame, a "
-        "signature, a figure.",
-        "Say in **content** of all three nodes what the painting shows.", "Press Run.",
-        more="What the mask covers is not learned from; what is transparent in the painting is left out as well. "
-             "**content** takes its words' part out of the style, and the second Apply InST Style, **part** content, "
-             "pushes it away as negative. Each helps alone: leave the others empty, or connect an empty prompt to "
-             "negative. On SDXL also try **layers** style block."))
+        "Choose your photograph and your painting.",
+        "Right-click the painting, Open in Mask Editor, and paint over what is not style, such as a signature.",
+        "Say in **content** of all three nodes what the painting shows, and press Run.",
+        more="What is masked or transparent is not learned from. **content** takes its words out of the style; the "
+             "second Apply InST Style, **part** content, pushes it away as negative. Each helps alone."))
     shows = "street, houses, people, trees"
     with g.group("Model and painting", MODELS):
         checkpoint(g)
@@ -668,7 +670,7 @@ def one_box(g: Graph) -> dict:
     with g.group("Style", STYLE):
         g.add("learn", "InST_LearnStyle", model=("checkpoint", 0), clip=("checkpoint", 1), vae=("checkpoint", 2),
               image=(INPUT, "painting"), style=(INPUT, "style"), quality=(INPUT, "quality", "good"),
-              name=(INPUT, "name", "style"))
+              name=(INPUT, "name", "auto"))
     with g.group("Repaint", REPAINT):
         g.add("colored", "InST_MatchColor", latent=("content", 0), style_latent=("style_latent", 0), method="adain",
               amount=(INPUT, "color", 1.0))

@@ -1,0 +1,91 @@
+"""Walks a newcomer's way through the editor and counts clicks and seconds (docs/five_minutes.md).
+
+    .dev/venv/bin/python tools/five_minutes.py [--quality good] [--checkpoint FILE]
+
+A fresh ComfyUI home with the demo checkpoint is made for it, and the real editor runs in headless Chromium; the way
+itself is in tests/browser/newcomer.py. ``python3 tools/dev.py setup`` comes first.
+"""
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dev
+import psutil
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES, MODELS = ROOT / "samples", dev.HOME / "models"
+sys.path.append(str(ROOT / "tests" / "browser"))
+
+from editor import FLAGS, SCREEN, Editor  # noqa: E402
+from newcomer import FIRST_PICTURE, Newcomer, Stage  # noqa: E402
+
+PATIENCE = 3600  # seconds, for slow machines and large checkpoints
+
+
+def fresh_home(folder: Path) -> Path:
+    """A ComfyUI home with the models of .dev, and nothing that was ever learned or painted."""
+    for kind in MODELS.iterdir():
+        if kind.name != "inst_styles":
+            (folder / "models" / kind.name).mkdir(parents=True)
+            for file in kind.iterdir():
+                (folder / "models" / kind.name / file.name).symlink_to(file.resolve())
+    return folder
+
+
+@contextlib.contextmanager
+def newcomer_in(home: Path) -> Iterator[Newcomer]:
+    """A person in front of a browser that has not opened anything yet, beside a running ComfyUI of this home."""
+    comfyui, python = dev.setup()
+    dev.HOME, dev.LOG = home, home / "server.log"
+    dev.link_pack()
+    with dev.server(comfyui, python) as running, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=dev.chromium(), args=FLAGS)
+        try:
+            page = browser.new_page(viewport=SCREEN)
+            page.set_default_timeout(1000 * PATIENCE)
+            process = psutil.Process(running.process.pid)
+            yield Newcomer(Editor(page, running.url, dev.DEV / "screenshots", PATIENCE), home,
+                           lambda: sum(process.cpu_times()[:2]))  # user and system
+        finally:
+            browser.close()
+
+
+def row(name: str, stages: list[Stage]) -> str:
+    clicks, typed, files, seconds, work = (sum(getattr(s, what) for s in stages)
+                                           for what in ("clicks", "typed", "files", "seconds", "work"))
+    return f"| {name} | {clicks} | {typed} | {files} | {seconds:.0f} | {work:.0f} |"
+
+
+def table(stages: list[Stage]) -> str:
+    """The stages as Markdown, with a sum where the first picture is there."""
+    lines = ["| what a newcomer does | clicks | typed | files chosen | seconds | of computing |",
+             "|---|--:|--:|--:|--:|--:|"]
+    for place, stage in enumerate(stages, 1):
+        lines.append(row(stage.name, [stage]))
+        if stage.name == FIRST_PICTURE:
+            lines.append(row("**until the first picture**", stages[:place]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--painting", type=Path, default=SAMPLES / "inst_painting_3.jpg")
+    parser.add_argument("--photograph", type=Path, default=SAMPLES / "inst_photograph.jpg")
+    parser.add_argument("--second", type=Path, default=SAMPLES / "inst_photograph_2.jpg", help="another photograph")
+    parser.add_argument("--checkpoint", default="inst-demo.safetensors", help="as the box lists it")
+    parser.add_argument("--quality", default="quick", help="as the box lists it")
+    args = parser.parse_args()
+    choices = {"checkpoint": args.checkpoint, "quality": args.quality}
+    with tempfile.TemporaryDirectory() as folder, newcomer_in(fresh_home(Path(folder))) as newcomer:
+        newcomer.arrive()
+        _, renamed = newcomer.walk(args.painting, (args.photograph, args.second), choices)
+        newcomer.delete(renamed)
+    print(table(newcomer.stages))
+
+
+if __name__ == "__main__":
+    main()
