@@ -2,14 +2,16 @@
 import base64
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from playwright.sync_api import ConsoleMessage, Page
+from playwright.sync_api import ConsoleMessage, Page, TimeoutError
 
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.LoadDefaultWorkflow"
 SEARCH, TEMPLATES = "Workspace.SearchBox.Toggle", "Comfy.BrowseTemplates"
 PACK = "ComfyUI-InST"
+GREETING_SECONDS = 15
 RUN_SECONDS = 300  # a bound for what hangs, not a promise
 
 # Notes what a person sees while a workflow runs: bars that fill, and pictures in nodes before they are done.
@@ -115,11 +117,19 @@ class Editor:
         self.page.goto(self.url)
         self.page.wait_for_function(READY)
         self.page.wait_for_load_state("networkidle")
-        self.page.keyboard.press("Escape")  # the templates, which greet a newcomer
+        self._leave_greeting()
         self.command(DEFAULT)
         self.page.wait_for_function("() => app.graph.nodes.length > 5")
         self.page.get_by_test_id("close-minimap-button").click()
         self.usual, self.errors = set(self.errors), []
+
+    def _leave_greeting(self) -> None:
+        """Closes the templates, which greet a newcomer once the page had time to fetch them."""
+        greeting = self.page.get_by_role("dialog").first
+        with suppress(TimeoutError):
+            greeting.wait_for(timeout=GREETING_SECONDS * 1000)
+        self.page.keyboard.press("Escape")
+        greeting.wait_for(state="hidden")
 
     def command(self, name: str) -> None:
         self.page.evaluate("name => app.extensionManager.command.execute(name)", name)

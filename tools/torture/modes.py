@@ -1,0 +1,234 @@
+"""The demo's graph in every way in which people run ComfyUI: memory modes, precisions, quantised and compiled models.
+
+For each a server of its own learns a style on the demo checkpoint and repaints a photograph: Learn -> Apply -> Sample
+-> VAE Decode.  It has to learn and paint as the server without options does, as far as its precision allows, or to
+refuse in one sentence before work begins.  Memory modes do nothing on a CPU, so they run on a pretend device
+(tests/device, needs g++): what they move there stays or goes as on a GPU.
+"""
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import dev
+import numpy as np
+from comfyui.client import Client, PromptError
+from comfyui.in_process import MODELS, ROOT, use_comfyui
+from PIL import Image
+from workflows.api import to_api
+
+WORKFLOW, CHECKPOINT = "04_everything_in_one_graph.json", "inst-demo.safetensors"
+DENOISER = "model.diffusion_model."
+WIDGETS = {
+    "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+    "LoadImage": {},
+    "InST_FitToModel": {"scale": 0.25},
+    "InST_LearnStyle": {"encoder": "direct", "steps": 8, "batch_size": 2, "learning_rate": 0.001, "resolution": 64,
+                        "learn_again": True},
+    "InST_Sample": {"steps": 4, "cfg": 3.0, "strength": 0.6},
+}
+# Makes a server compute on the pretend device; it lies among the custom nodes of its home.
+DEVICE_NODE = """
+import sys
+from pathlib import Path
+sys.path.append({tests!r})
+import pretend
+pretend.use(Path({built!r}))
+NODE_CLASS_MAPPINGS = {{}}
+"""
+
+
+class Mode(NamedTuple):
+    """One way to run ComfyUI.
+
+    Attributes:
+        options: of ComfyUI's main.py.
+        vram: the memory mode of a pretend device ("NORMAL_VRAM", ...), or nothing for the CPU.
+        weights: how the denoiser's weights lie in the checkpoint (see ``requantised``).
+        compiled: Torch Compile Model stands behind the loader.
+        levels: by how many of 255 levels pictures may differ from those without options, in the mean.
+    """
+
+    options: tuple[str, ...] = ()
+    vram: str = ""
+    weights: str = ""
+    compiled: bool = False
+    levels: float = 0.5
+
+    @property
+    def name(self) -> str:
+        parts = [*self.options, self.weights and f"weights in {self.weights}", self.compiled and "Torch Compile Model"]
+        return " ".join(filter(None, parts)) or "no options"
+
+
+NORMAL, LOW, NO, HIGH = "NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"
+MODES = (  # the first on each device is what the others are compared with
+    Mode(),
+    Mode(("--cache-none",)), Mode(("--disable-smart-memory",)), Mode(("--deterministic",)),
+    Mode(("--use-split-cross-attention",)), Mode(("--use-quad-cross-attention",)),
+    Mode(("--use-pytorch-cross-attention",)), Mode(("--force-channels-last",)), Mode(("--disable-mmap",)),
+    Mode(("--fp16-intermediates",), levels=2), Mode(("--fp16-vae",), levels=2), Mode(("--bf16-vae",), levels=4),
+    Mode(("--bf16-unet",), levels=8), Mode(("--fp16-unet",), levels=8), Mode(("--fp8_e4m3fn-unet",), levels=16),
+    Mode(("--bf16-text-enc",), levels=8), Mode(("--fp8_e4m3fn-text-enc",), levels=16),
+    Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
+    Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
+    Mode(weights="convrot_w4a4", levels=32), Mode(compiled=True, levels=2),
+    Mode(vram=NORMAL),
+    Mode(("--lowvram",), LOW), Mode(("--novram",), NO), Mode(("--highvram",), HIGH), Mode(("--gpu-only",), HIGH),
+    Mode(("--cpu-vae",), NORMAL, levels=2), Mode(("--gpu-only", "--fp16-vae"), HIGH, levels=4),
+    Mode(("--gpu-only", "--fp16-intermediates"), HIGH, levels=4), Mode(("--disable-smart-memory",), NORMAL),
+    Mode(("--novram", "--bf16-vae"), NO, levels=4), Mode(("--disable-async-offload",), NO),
+)
+
+
+class Outcome(NamedTuple):
+    """What a mode did: the held-out loss before and after, the picture (height, width, 3), or what was said instead."""
+
+    losses: list[float]
+    picture: np.ndarray | None
+    said: str
+    seconds: float
+
+
+def requantised(source: Path, target: Path, format_name: str) -> None:
+    """A checkpoint whose denoiser's matrices are stored in fewer bits, in a format that ComfyUI's own loaders read.
+
+    Args:
+        format_name: a torch type ("float8_e4m3fn": plain numbers of that type), or one of the host's QUANT_ALGOS
+            ("scaled float8_e4m3fn" for that one).
+    """
+    import torch
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+    from safetensors.torch import load_file, save_file
+
+    weights, algorithm = load_file(source), format_name.removeprefix("scaled ")
+    plain = format_name == algorithm and hasattr(torch, algorithm)
+    for key in [k for k, v in weights.items() if k.startswith(DENOISER) and k.endswith(".weight") and v.ndim == 2]:
+        if plain:
+            weights[key] = weights[key].to(getattr(torch, algorithm))
+            continue
+        matrix = weights.pop(key).float()
+        layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
+        try:
+            packed = QuantizedTensor.from_float(matrix.to(torch.bfloat16), layout)
+        except (RuntimeError, ValueError, NotImplementedError):  # of a shape that the format cannot hold
+            weights[key] = matrix
+            continue
+        weights |= packed.state_dict(key)
+        name = key.removesuffix("weight") + "comfy_quant"
+        weights[name] = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
+    save_file({k: v.contiguous() for k, v in weights.items()}, target)
+
+
+def make_home(folder: Path, mode: Mode, models: Path) -> None:
+    """A ComfyUI home with the demo checkpoint as the mode wants it, and the pretend device where it does."""
+    checkpoints = folder / "models" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    if mode.weights:
+        requantised(models / "checkpoints" / CHECKPOINT, checkpoints / CHECKPOINT, mode.weights)
+    else:
+        (checkpoints / CHECKPOINT).symlink_to((models / "checkpoints" / CHECKPOINT).resolve())
+    if mode.vram:
+        node = folder / "custom_nodes" / "a_pretend_device"
+        node.mkdir(parents=True)
+        (node / "__init__.py").write_text(DEVICE_NODE.format(tests=str(ROOT / "tests" / "device"),
+                                                             built=str(models.parent)))
+
+
+@contextmanager
+def serving(mode: Mode, models: Path) -> Iterator[Client]:
+    """A client of a server that runs in this mode."""
+    with tempfile.TemporaryDirectory(prefix="modes-", ignore_cleanup_errors=True) as home:
+        make_home(Path(home), mode, models)
+        dev.HOME, dev.LOG = Path(home), Path(home) / "server.log"
+        dev.link_pack()
+        comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
+        variables = {"INST_VRAM": mode.vram} if mode.vram else {}
+        with dev.server(comfyui, Path(sys.executable), options=mode.options, **variables) as running:
+            yield Client(running.url)
+
+
+def prompt_of(mode: Mode, object_info: dict) -> dict:
+    workflow = json.loads((ROOT / "workflows" / WORKFLOW).read_text(encoding="utf-8"))
+    prompt = to_api(workflow, object_info)
+    for node in prompt.values():
+        node["inputs"] |= WIDGETS.get(node["class_type"], {})
+    if mode.compiled:
+        loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+        for node in prompt.values():
+            node["inputs"] |= {k: ["compiled", 0] for k, v in node["inputs"].items() if v == [loader, 0]}
+        prompt["compiled"] = {"class_type": "TorchCompileModel", "inputs": {"model": [loader, 0],
+                                                                            "backend": "inductor"}}
+    return prompt
+
+
+def run(mode: Mode, models: Path) -> Outcome:
+    """Learns and paints once on a server in this mode."""
+    sys.path.append(str(ROOT))
+    from inst_core.style import load_style
+
+    began = time.monotonic()
+    with serving(mode, models) as client:
+        try:
+            entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
+        except PromptError as error:
+            return Outcome([], None, str(error), time.monotonic() - began)
+        image = next(i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output")
+        picture = np.asarray(Image.open(dev.HOME / "output" / image["subfolder"] / image["filename"]), dtype=float)
+        style = load_style(next((dev.HOME / "models" / "inst_styles").glob("*.safetensors")))
+    return Outcome(style.losses, picture, "", time.monotonic() - began)
+
+
+def problem_of(mode: Mode, outcome: Outcome, usual: Outcome) -> str:
+    """What is wrong with an outcome, or nothing."""
+    if outcome.picture is None:
+        return "" if re.match(r"InST_\w+: .*", outcome.said) and "Error" not in outcome.said else outcome.said
+    if not min(outcome.losses) < outcome.losses[0]:
+        return f"the held-out loss does not fall: {outcome.losses}"
+    if outcome.picture.std() < 5:
+        return "the picture shows nothing"
+    apart = np.abs(outcome.picture - usual.picture).mean()
+    return f"the picture differs by {apart:.1f} levels in the mean" if apart > mode.levels else ""
+
+
+def row(mode: Mode, outcome: Outcome, usual: Outcome, wrong: str) -> str:
+    device = "pretend GPU" if mode.vram else "CPU"
+    if outcome.picture is None:
+        return f"| {mode.name} | {device} | refused: {outcome.said} | | | {wrong and 'wrong'} |"
+    apart = np.abs(outcome.picture - usual.picture).mean()
+    return (f"| {mode.name} | {device} | {outcome.losses[0]:.4f} | {min(outcome.losses):.4f} | {apart:.2f} | "
+            f"{wrong or 'as without options'} |")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=Path, default=MODELS, help="models, as 'tools/dev.py setup' makes them")
+    parser.add_argument("--only", default="", help="only modes whose name has this in it, and what they are compared "
+                        "with")
+
+
+def main(args: argparse.Namespace) -> list[str]:
+    """What was found; prints the table."""
+    if any(mode.weights and args.only in mode.name for mode in MODES):
+        use_comfyui(on_cpu=True)
+    print("| options | device | held-out loss before | after | picture differs by | |\n|---|---|---|---|---|---|")
+    usual: dict[bool, Outcome] = {}
+    found = []
+    for mode in MODES:
+        device, first = bool(mode.vram), bool(mode.vram) not in usual
+        wanted = [m for m in MODES if bool(m.vram) == device and args.only in m.name]
+        if not (args.only in mode.name or first and wanted):
+            continue
+        outcome = run(mode, args.models)
+        usual.setdefault(device, outcome)
+        wrong = problem_of(mode, outcome, usual[device])
+        found += [f"{mode.name}: {wrong}"] if wrong else []
+        print(f"{row(mode, outcome, usual[device], wrong)}", flush=True)
+        print(f"{mode.name}: {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
