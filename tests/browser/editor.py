@@ -143,7 +143,14 @@ class Editor:
         if not category.is_visible():
             heading.click()
         category.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        shown, wanted = self.page.locator("[data-testid^=template-workflow-]"), f"template-workflow-{name}"
+        shown.first.wait_for()
+        for _ in range(20):  # some front ends fetch the rest when the last one is in sight
+            if self.page.get_by_test_id(wanted).count():
+                break
+            shown.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(200)
+        self.page.get_by_test_id(wanted).click()
         self.page.wait_for_function("name => app.extensionManager.workflow.activeWorkflow.filename.startsWith(name) "
                                     "&& app.graph.nodes.length", arg=name)
         self.fit()

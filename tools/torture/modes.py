@@ -70,21 +70,17 @@ class Mode(NamedTuple):
 
 NORMAL, LOW, NO, HIGH = "NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"
 MODES = (  # the first on each device is what the others are compared with
+    Mode(vram=NORMAL),
+    Mode(("--lowvram",), LOW), Mode(("--novram",), NO), Mode(("--gpu-only",), HIGH),
+    Mode(("--cpu-vae",), NORMAL, levels=2), Mode(("--gpu-only", "--fp16-vae"), HIGH, levels=4),
+    Mode(("--gpu-only", "--fp16-intermediates"), HIGH, levels=4), Mode(("--novram", "--bf16-vae"), NO, levels=4),
     Mode(),
-    Mode(("--cache-none",)), Mode(("--disable-smart-memory",)), Mode(("--deterministic",)),
-    Mode(("--use-split-cross-attention",)), Mode(("--use-quad-cross-attention",)),
-    Mode(("--use-pytorch-cross-attention",)), Mode(("--force-channels-last",)), Mode(("--disable-mmap",)),
     Mode(("--fp16-intermediates",), levels=2), Mode(("--fp16-vae",), levels=2), Mode(("--bf16-vae",), levels=4),
     Mode(("--bf16-unet",), levels=8), Mode(("--fp16-unet",), levels=8), Mode(("--fp8_e4m3fn-unet",), levels=16),
-    Mode(("--bf16-text-enc",), levels=8), Mode(("--fp8_e4m3fn-text-enc",), levels=16),
+    Mode(("--fp8_e4m3fn-text-enc",), levels=16), Mode(("--use-quad-cross-attention",)),
     Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
     Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
     Mode(weights="convrot_w4a4", levels=32), Mode(compiled=True, levels=2),
-    Mode(vram=NORMAL),
-    Mode(("--lowvram",), LOW), Mode(("--novram",), NO), Mode(("--highvram",), HIGH), Mode(("--gpu-only",), HIGH),
-    Mode(("--cpu-vae",), NORMAL, levels=2), Mode(("--gpu-only", "--fp16-vae"), HIGH, levels=4),
-    Mode(("--gpu-only", "--fp16-intermediates"), HIGH, levels=4), Mode(("--disable-smart-memory",), NORMAL),
-    Mode(("--novram", "--bf16-vae"), NO, levels=4), Mode(("--disable-async-offload",), NO),
 )
 
 
