@@ -11,9 +11,9 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,6 @@ from workflows.api import to_api
 WORKFLOW, CHECKPOINT = "04_everything_in_one_graph.json", "inst-demo.safetensors"
 DENOISER = "model.diffusion_model."
 WIDGETS = {
-    "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
-    "LoadImage": {},
     "InST_FitToModel": {"scale": 0.25},
     "InST_LearnStyle": {"encoder": "direct", "steps": 8, "batch_size": 2, "learning_rate": 0.001, "resolution": 64,
                         "learn_again": True},
@@ -40,6 +38,9 @@ import sys
 from pathlib import Path
 sys.path.append({tests!r})
 import pretend
+from comfy.cli_args import args
+for name in {memory!r}:
+    setattr(args, name, True)
 pretend.use(Path({built!r}))
 NODE_CLASS_MAPPINGS = {{}}
 """
@@ -50,17 +51,26 @@ class Mode(NamedTuple):
 
     Attributes:
         options: of ComfyUI's main.py.
-        vram: the memory mode of a pretend device ("NORMAL_VRAM", ...), or nothing for the CPU.
+        gpu: on the pretend device.
         weights: how the denoiser's weights lie in the checkpoint (see ``requantised``).
         compiled: Torch Compile Model stands behind the loader.
         levels: by how many of 255 levels pictures may differ from those without options, in the mean.
     """
 
     options: tuple[str, ...] = ()
-    vram: str = ""
+    gpu: bool = False
     weights: str = ""
     compiled: bool = False
     levels: float = 0.5
+
+    @property
+    def server(self) -> tuple:
+        """Equal for modes that one server runs one after the other."""
+        return self.options, self.gpu
+
+    @property
+    def checkpoint(self) -> str:
+        return f"{self.weights.replace(' ', '-')}.safetensors" if self.weights else CHECKPOINT
 
     @property
     def name(self) -> str:
@@ -68,19 +78,18 @@ class Mode(NamedTuple):
         return " ".join(filter(None, parts)) or "no options"
 
 
-NORMAL, LOW, NO, HIGH = "NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"
+# ComfyUI's --cpu, which a machine without a GPU needs, excludes its memory modes: the pretend device's node sets them.
+MEMORY = {"--lowvram": "LOW_VRAM", "--novram": "NO_VRAM", "--highvram": "HIGH_VRAM", "--gpu-only": "HIGH_VRAM"}
 MODES = (  # the first on each device is what the others are compared with
-    Mode(vram=NORMAL),
-    Mode(("--lowvram",), LOW), Mode(("--novram",), NO), Mode(("--gpu-only",), HIGH),
-    Mode(("--cpu-vae",), NORMAL, levels=2), Mode(("--gpu-only", "--fp16-vae"), HIGH, levels=4),
-    Mode(("--gpu-only", "--fp16-intermediates"), HIGH, levels=4), Mode(("--novram", "--bf16-vae"), NO, levels=4),
-    Mode(),
+    Mode(gpu=True), Mode(("--lowvram",), True), Mode(("--novram",), True), Mode(("--gpu-only",), True),
+    Mode(("--cpu-vae",), True, levels=2), Mode(("--gpu-only", "--fp16-vae"), True, levels=4),
+    Mode(("--gpu-only", "--fp16-intermediates"), True, levels=4), Mode(("--novram", "--bf16-vae"), True, levels=4),
+    Mode(), Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
+    Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
+    Mode(weights="convrot_w4a4", levels=32), Mode(compiled=True, levels=2),
     Mode(("--fp16-intermediates",), levels=2), Mode(("--fp16-vae",), levels=2), Mode(("--bf16-vae",), levels=4),
     Mode(("--bf16-unet",), levels=8), Mode(("--fp16-unet",), levels=8), Mode(("--fp8_e4m3fn-unet",), levels=16),
     Mode(("--fp8_e4m3fn-text-enc",), levels=16), Mode(("--use-quad-cross-attention",)),
-    Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
-    Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
-    Mode(weights="convrot_w4a4", levels=32), Mode(compiled=True, levels=2),
 )
 
 
@@ -89,8 +98,7 @@ class Outcome(NamedTuple):
 
     losses: list[float]
     picture: np.ndarray | None
-    said: str
-    seconds: float
+    said: str = ""
 
 
 def requantised(source: Path, target: Path, format_name: str) -> None:
@@ -123,31 +131,35 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
     save_file({k: v.contiguous() for k, v in weights.items()}, target)
 
 
-def make_home(folder: Path, mode: Mode, models: Path) -> None:
-    """A ComfyUI home with the demo checkpoint as the mode wants it, and the pretend device where it does."""
-    checkpoints = folder / "models" / "checkpoints"
+def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
+    """A ComfyUI home with the demo checkpoint as the modes want it, and the pretend device where they do."""
+    checkpoints, demo = folder / "models" / "checkpoints", models / "checkpoints" / CHECKPOINT
     checkpoints.mkdir(parents=True)
-    if mode.weights:
-        requantised(models / "checkpoints" / CHECKPOINT, checkpoints / CHECKPOINT, mode.weights)
-    else:
-        (checkpoints / CHECKPOINT).symlink_to((models / "checkpoints" / CHECKPOINT).resolve())
-    if mode.vram:
+    for mode in modes:
+        if mode.weights:
+            requantised(demo, checkpoints / mode.checkpoint, mode.weights)
+        else:
+            (checkpoints / CHECKPOINT).unlink(missing_ok=True)
+            (checkpoints / CHECKPOINT).symlink_to(demo.resolve())
+    if modes[0].gpu:
+        memory = [option.strip("-").replace("-", "_") for option in modes[0].options if option in MEMORY]
         node = folder / "custom_nodes" / "a_pretend_device"
         node.mkdir(parents=True)
-        (node / "__init__.py").write_text(DEVICE_NODE.format(tests=str(ROOT / "tests" / "device"),
-                                                             built=str(models.parent)))
+        (node / "__init__.py").write_text(DEVICE_NODE.format(
+            tests=str(ROOT / "tests" / "device"), memory=memory, built=str(models.parent)))
 
 
 @contextmanager
-def serving(mode: Mode, models: Path) -> Iterator[Client]:
-    """A client of a server that runs in this mode."""
+def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
+    """A client of a server that runs these modes, which differ in the model only."""
     with tempfile.TemporaryDirectory(prefix="modes-", ignore_cleanup_errors=True) as home:
-        make_home(Path(home), mode, models)
+        make_home(Path(home), modes, models)
         dev.HOME, dev.LOG = Path(home), Path(home) / "server.log"
         dev.link_pack()
         comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
-        variables = {"INST_VRAM": mode.vram} if mode.vram else {}
-        with dev.server(comfyui, Path(sys.executable), options=mode.options, **variables) as running:
+        options = [option for option in modes[0].options if option not in MEMORY]
+        state = next((MEMORY[option] for option in modes[0].options if option in MEMORY), "NORMAL_VRAM")
+        with dev.server(comfyui, Path(sys.executable), options=options, INST_VRAM=state) as running:
             yield Client(running.url)
 
 
@@ -156,6 +168,8 @@ def prompt_of(mode: Mode, object_info: dict) -> dict:
     prompt = to_api(workflow, object_info)
     for node in prompt.values():
         node["inputs"] |= WIDGETS.get(node["class_type"], {})
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node["inputs"]["ckpt_name"] = mode.checkpoint
     if mode.compiled:
         loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
         for node in prompt.values():
@@ -165,21 +179,20 @@ def prompt_of(mode: Mode, object_info: dict) -> dict:
     return prompt
 
 
-def run(mode: Mode, models: Path) -> Outcome:
+def run(mode: Mode, client: Client) -> Outcome:
     """Learns and paints once on a server in this mode."""
     sys.path.append(str(ROOT))
     from inst_core.style import load_style
 
-    began = time.monotonic()
-    with serving(mode, models) as client:
-        try:
-            entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
-        except PromptError as error:
-            return Outcome([], None, str(error), time.monotonic() - began)
-        image = next(i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output")
-        picture = np.asarray(Image.open(dev.HOME / "output" / image["subfolder"] / image["filename"]), dtype=float)
-        style = load_style(next((dev.HOME / "models" / "inst_styles").glob("*.safetensors")))
-    return Outcome(style.losses, picture, "", time.monotonic() - began)
+    try:
+        entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
+    except PromptError as error:
+        return Outcome([], None, str(error))
+    image = next(i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output")
+    picture = np.asarray(Image.open(dev.HOME / "output" / image["subfolder"] / image["filename"]), dtype=float)
+    styles = (dev.HOME / "models" / "inst_styles").glob("*.safetensors")
+    newest = max(styles, key=lambda path: path.stat().st_mtime_ns)
+    return Outcome(load_style(newest).losses, picture)
 
 
 def problem_of(mode: Mode, outcome: Outcome, usual: Outcome) -> str:
@@ -195,7 +208,7 @@ def problem_of(mode: Mode, outcome: Outcome, usual: Outcome) -> str:
 
 
 def row(mode: Mode, outcome: Outcome, usual: Outcome, wrong: str) -> str:
-    device = "pretend GPU" if mode.vram else "CPU"
+    device = "pretend GPU" if mode.gpu else "CPU"
     if outcome.picture is None:
         return f"| {mode.name} | {device} | refused: {outcome.said} | | | {wrong and 'wrong'} |"
     apart = np.abs(outcome.picture - usual.picture).mean()
@@ -209,22 +222,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "with")
 
 
+def chosen(words: str) -> list[Mode]:
+    """The modes whose name has these words in it, behind those that they are compared with."""
+    named = [mode for mode in MODES if words in mode.name]
+    devices = {mode.gpu for mode in named}
+    return [mode for mode in MODES if mode in named or not mode.options and not mode.weights and not mode.compiled
+            and mode.gpu in devices]
+
+
 def main(args: argparse.Namespace) -> list[str]:
     """What was found; prints the table."""
-    if any(mode.weights and args.only in mode.name for mode in MODES):
+    if any(mode.weights for mode in chosen(args.only)):
         use_comfyui(on_cpu=True)
     print("| options | device | held-out loss before | after | picture differs by | |\n|---|---|---|---|---|---|")
     usual: dict[bool, Outcome] = {}
     found = []
-    for mode in MODES:
-        device, first = bool(mode.vram), bool(mode.vram) not in usual
-        wanted = [m for m in MODES if bool(m.vram) == device and args.only in m.name]
-        if not (args.only in mode.name or first and wanted):
-            continue
-        outcome = run(mode, args.models)
-        usual.setdefault(device, outcome)
-        wrong = problem_of(mode, outcome, usual[device])
-        found += [f"{mode.name}: {wrong}"] if wrong else []
-        print(f"{row(mode, outcome, usual[device], wrong)}", flush=True)
-        print(f"{mode.name}: {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
+    for _, group in groupby(chosen(args.only), key=lambda mode: mode.server):
+        modes = list(group)
+        with serving(modes, args.models) as client:
+            for mode in modes:
+                outcome = run(mode, client)
+                before = usual.setdefault(mode.gpu, outcome)
+                wrong = problem_of(mode, outcome, before)
+                found += [f"{mode.name}: {wrong}"] if wrong else []
+                print(row(mode, outcome, before, wrong), flush=True)
     return found
