@@ -82,7 +82,8 @@ class Mode(NamedTuple):
 MEMORY = {"--lowvram": "LOW_VRAM", "--novram": "NO_VRAM", "--highvram": "HIGH_VRAM", "--gpu-only": "HIGH_VRAM"}
 MODES = (  # the first on each device is what the others are compared with
     Mode(gpu=True), Mode(("--lowvram",), True, levels=2), Mode(("--novram",), True, levels=2),
-    Mode(("--gpu-only",), True), Mode(("--cpu-vae",), True, levels=2), Mode(("--gpu-only", "--fp16-vae"), True, levels=4),
+    Mode(("--gpu-only",), True), Mode(("--cpu-vae",), True, levels=2),
+    Mode(("--gpu-only", "--fp16-vae"), True, levels=4),
     Mode(("--gpu-only", "--fp16-intermediates"), True, levels=4), Mode(("--novram", "--bf16-vae"), True, levels=4),
     Mode(), Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
     Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
