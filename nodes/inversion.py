@@ -13,7 +13,7 @@ NO_PHOTOGRAPH = ("latent is empty, as from Empty Latent Image: there is no photo
 def _warn_if_empty(node: type[io.ComfyNode], latent: dict, strength: float) -> None:
     """Says under the node and in the log that a photograph is missing; at strength 1 none is needed."""
     if strength < 1 and host.sampling.shows_nothing(latent):
-        logging.getLogger(__name__).warning("%s: %s", node.GET_SCHEMA().display_name, NO_PHOTOGRAPH)
+        logging.getLogger(__name__).warning("%s: %s", node.define_schema().display_name, NO_PHOTOGRAPH)
         host.progress.show_text(NO_PHOTOGRAPH, getattr(node.hidden, "unique_id", None))
 
 

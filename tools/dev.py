@@ -28,7 +28,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -344,16 +344,19 @@ def free_port(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def server(comfyui: Path, python: Path, port: int | None = None) -> Iterator[Server]:
-    """A running ComfyUI with the pack; its process ends with the block, and with us in any case."""
+def server(comfyui: Path, python: Path, port: int | None = None, options: Sequence[str] = (),
+           **variables: str) -> Iterator[Server]:
+    """A running ComfyUI with the pack, with further options for its main.py and variables of its environment; its
+    process ends with the block, and with us in any case."""
     port = free_port(port)
     command = [python, "-c", ATTENDED, comfyui / "main.py", "--port", port, "--base-directory", HOME,
                "--disable-auto-launch", "--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
     if not has_gpu():
         command.append("--cpu")
+    command.extend(options)
     with LOG.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(strings(command), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                                   cwd=HOME, env=environ(), start_new_session=os.name != "nt")
+                                   cwd=HOME, env={**environ(), **variables}, start_new_session=os.name != "nt")
         try:
             running = Server(f"http://127.0.0.1:{port}", process)
             _wait_until_ready(running)

@@ -2,14 +2,16 @@
 import base64
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from playwright.sync_api import ConsoleMessage, Page
+from playwright.sync_api import ConsoleMessage, Page, TimeoutError
 
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.LoadDefaultWorkflow"
 SEARCH, TEMPLATES = "Workspace.SearchBox.Toggle", "Comfy.BrowseTemplates"
 PACK = "ComfyUI-InST"
+GREETING_SECONDS = 15
 RUN_SECONDS = 300  # a bound for what hangs, not a promise
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync",
@@ -120,11 +122,19 @@ class Editor:
         self.page.goto(self.url)
         self.page.wait_for_function(READY)
         self.page.wait_for_load_state("networkidle")
-        self.page.keyboard.press("Escape")  # the templates, which greet a newcomer
+        self._leave_greeting()
         self.command(DEFAULT)
         self.page.wait_for_function("() => app.graph.nodes.length > 5")
         self.page.get_by_test_id("close-minimap-button").click()
         self.usual, self.errors = set(self.errors), []
+
+    def _leave_greeting(self) -> None:
+        """Closes the templates, which greet a newcomer once the page had time to fetch them."""
+        greeting = self.page.get_by_role("dialog").first
+        with suppress(TimeoutError):
+            greeting.wait_for(timeout=GREETING_SECONDS * 1000)
+        self.page.keyboard.press("Escape")
+        greeting.wait_for(state="hidden")
 
     def command(self, name: str) -> None:
         self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
@@ -138,7 +148,14 @@ class Editor:
         if not category.is_visible():
             heading.click()
         category.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        shown, wanted = self.page.locator("[data-testid^=template-workflow-]"), f"template-workflow-{name}"
+        shown.first.wait_for()
+        for _ in range(20):  # some front ends fetch the rest when the last one is in sight
+            if self.page.get_by_test_id(wanted).count():
+                break
+            shown.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(200)
+        self.page.get_by_test_id(wanted).click()
         self.page.wait_for_function("name => app.extensionManager.workflow.activeWorkflow.filename.startsWith(name) "
                                     "&& app.graph.nodes.length", arg=name)
         self.fit()

@@ -67,7 +67,7 @@ def test_the_box_says_what_learning_says_and_gives_the_photographs_size(editor, 
         app.api.addEventListener('progress', () => titles.add(app.graph.nodes.find(n => n.isSubgraphNode?.()).title));
     }""")
     assert editor.run()["over"] == "success"
-    editor.page.get_by_text("from_the_box_00001.safetensors is saved").wait_for()  # a message beside the graph
+    editor.page.get_by_text("from_the_box_00001.safetensors is saved").last.wait_for()  # a message
     titles = editor.page.evaluate("() => [...titles]")
     assert any("closer to the painting" in title for title in titles)
     assert editor.page.evaluate("() => app.graph.nodes.find(n => n.isSubgraphNode?.()).title") == BOX  # its own again

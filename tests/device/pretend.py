@@ -88,15 +88,18 @@ def use(folder: Path) -> None:
 
     device = register(folder)
 
-    def free(dev=None, torch_free_too=False):
-        return (FREE_BYTES, FREE_BYTES) if torch_free_too else FREE_BYTES
+    def free(dev=None, torch_free_too=False, torch_total_too=False):
+        return (FREE_BYTES, FREE_BYTES) if torch_free_too or torch_total_too else FREE_BYTES
 
     def on_the_device(device=None, *_, **__):
         return device is None or device.type == NAME
 
-    management.get_torch_device = management.text_encoder_device = lambda: device
+    management.get_torch_device = lambda: device
     management.get_free_memory = management.get_total_memory = free
-    management.vram_state = management.set_vram_to = management.VRAMState[os.environ.get("INST_VRAM", "NORMAL_VRAM")]
+    state = management.VRAMState[os.environ.get("INST_VRAM", "NORMAL_VRAM")]
+    management.vram_state = management.set_vram_to = state
+    if state in (management.VRAMState.NORMAL_VRAM, management.VRAMState.HIGH_VRAM):  # else on the CPU, as on GPUs
+        management.text_encoder_device = lambda: device
     management.soft_empty_cache = lambda force=False: None
     management.device_supports_non_blocking = lambda device: False
     management.get_offload_stream = lambda device: None

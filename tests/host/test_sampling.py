@@ -2,6 +2,7 @@
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.internal import lock_class
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, SamplerCustomAdvanced
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host.sampling import level_of
@@ -10,6 +11,14 @@ from inst_pack.nodes.inversion import InSTCosineScheduler, InSTSample, InSTStoch
 import nodes as host_nodes
 
 STRENGTH, STEPS, CFG = 0.7, 4, 3.0
+
+
+def as_the_host_runs(node):
+    """A class of which nothing can be changed while it runs."""
+    return lock_class(node.PREPARE_CLASS_CLONE(None))
+
+
+Sample, Invert = as_the_host_runs(InSTSample), as_the_host_runs(InSTStochasticInvert)
 
 
 @pytest.fixture()
@@ -24,12 +33,12 @@ def content(batch: int = 1, height: int = 8, width: int = 8) -> dict:
 
 def sample(model, prompts, latent=None, steps=STEPS, cfg=CFG, sampler="euler", scheduler="normal", strength=STRENGTH,
            seed=0, timing="matched", **more):
-    return InSTSample.execute(model, *prompts, latent or content(), steps, cfg, sampler, scheduler, strength, seed,
+    return Sample.execute(model, *prompts, latent or content(), steps, cfg, sampler, scheduler, strength, seed,
                               timing, **more).result[0]["samples"]
 
 
 def invert(model, prompts, latent=None, strength=STRENGTH, seed=0, timing="matched", **more):
-    return InSTStochasticInvert.execute(model, prompts[0], latent or content(), strength, seed, timing, **more).result
+    return Invert.execute(model, prompts[0], latent or content(), strength, seed, timing, **more).result
 
 
 def close(a, b, atol=1e-4):

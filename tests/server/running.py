@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI, MODELS = os.environ.get("INST_COMFYUI"), os.environ.get("INST_MODELS")
+FRONT_END = os.environ.get("INST_FRONT_END")  # a folder with another web front end than the installed one
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 # In tests the models that shipped workflows name are small ones with random weights.
@@ -92,5 +93,6 @@ def serving(home: Path) -> Iterator[str]:
     dev = importlib.import_module("dev")
     dev.HOME, dev.LOG = home, home / "server.log"
     dev.link_pack()
-    with dev.server(Path(COMFYUI), Path(sys.executable)) as running:
+    options = ["--front-end-root", FRONT_END] if FRONT_END else []
+    with dev.server(Path(COMFYUI), Path(sys.executable), options=options) as running:
         yield running.url

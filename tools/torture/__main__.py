@@ -4,10 +4,12 @@
     .dev/venv/bin/python tools/torture files [--count 12000] [--start 0]
     .dev/venv/bin/python tools/torture faults
     .dev/venv/bin/python tools/torture graphs [--graphs 200] [--seed 1]
+    .dev/venv/bin/python tools/torture modes [--only novram]
 
 files    damaged style files, embeddings.pt and weight files: each is read, or refused by an error that names it
 faults   several servers, sudden death, full and read-only disks, moving folders, spoiled files: no style is lost
 graphs   random graphs on a real server, cancelled, queued again, the server killed: nothing is stuck or changed
+modes    learning and painting in ComfyUI's memory modes and precisions, on quantised and compiled models
 
 Ends with 1 and the list when something was found. ``--start N --count 1`` makes finding N again.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # Python puts this folder there, whose names are common ones
 
-from torture import faults, files, graphs  # noqa: E402
+from torture import faults, files, graphs, modes  # noqa: E402
 
 CHUNK = 1000
 
@@ -79,10 +81,13 @@ def main() -> int:
     damaged.add_argument("--start", type=int, default=0)
     parts.add_parser("faults", help="faults under saving and loading")
     graphs.add_arguments(parts.add_parser("graphs", description=graphs.__doc__, help="random graphs on a server"))
+    modes.add_arguments(parts.add_parser("modes", description=modes.__doc__, help="memory modes and precisions"))
     options = parser.parse_args()
     if options.part == "graphs":
         return int(bool(graphs.main(options)))
-    found = read_damaged_files(options.start, options.count) if options.part == "files" else put_faults_under_saving()
+    works = {"files": lambda: read_damaged_files(options.start, options.count), "faults": put_faults_under_saving,
+             "modes": lambda: modes.main(options)}
+    found = works[options.part]()
     print("\n".join(found[:50]))
     return int(bool(found))
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from inst_core.style import Style, load_style, save_style
 
 NAME = "wave"
 SECONDS_TO_DIE = 0.2
+SECONDS_TO_STOP = 0.02
 
 
 class Result(NamedTuple):
@@ -141,6 +143,40 @@ def spoiled_file(folder: Path, seconds: float = 5.0) -> Result:
     return Result("file cut and written over", read + refused, wrong, f"{read} read, {refused} refused")
 
 
+def _save_both_ways(folder: Path, count: int) -> None:
+    """Each style under a new name, and under one name over the style before it."""
+    for number in range(count):
+        _save_many([folder / "new"], number, 1)
+        save_style(_style(float(number)), folder / "same.safetensors")
+
+
+def slow_disk(folder: Path, count: int = 400, seed: int = 0) -> Result:
+    """A process that saves stands still again and again, as on a disk that hangs, often in the middle of a file;
+    meanwhile another saves under the same name, and everything is loaded."""
+    if not hasattr(signal, "SIGSTOP"):
+        return Result("slow disk", 0, [], "not tried: needs signals of Unix")
+    draw, wrong = random.Random(seed), []
+    stops = halves = 0
+    process = _in_process(_save_both_ways, folder, count)
+    while process.is_alive():
+        time.sleep(draw.uniform(0, SECONDS_TO_STOP))
+        os.kill(process.pid, signal.SIGSTOP)
+        halves += _leftovers(folder) > 0
+        _save_many([folder / "new"], count + stops, 1)
+        wrong += _values(folder)[1]
+        stops += 1
+        os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    values, broken = _values(folder / "new")
+    wrong += broken
+    if process.exitcode:
+        wrong.append(f"the process ended with {process.exitcode}")
+    if sorted(values) != [float(n) for n in range(count + stops)]:
+        wrong.append(f"{count + stops - len(set(values))} styles are lost")
+    return Result(f"disk hung {stops} times, {halves} of them in the middle of a file", 2 * count + stops, wrong,
+                  f"{_leftovers(folder)} leftovers")
+
+
 def _on_small_disk(folder: Path, other: Path, count: int, options: str) -> str:
     """Saves ``count`` styles in a process whose ``folder`` is a disk of its own; what went wrong, or why not tried."""
     work = (f"mount -t tmpfs -o size=200k tmpfs '{folder}' && {{ [ -z '{options}' ] || mount -o remount,{options} "
@@ -178,7 +214,7 @@ def bad_disk(folder: Path, fault: str, options: str, count: int = 40) -> Result:
 def faults(folder: Path) -> list[Result]:
     """All of them; each in a folder of its own."""
     works = {"servers": several_servers, "death": sudden_death, "moving": moving_folder, "spoiled": spoiled_file,
-             "full": lambda place: bad_disk(place, "full disk", ""),
+             "slow": slow_disk, "full": lambda place: bad_disk(place, "full disk", ""),
              "read_only": lambda place: bad_disk(place, "read-only disk", "ro")}
     results = []
     for name, work in works.items():

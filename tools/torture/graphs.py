@@ -12,7 +12,6 @@ import io
 import json
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +22,6 @@ from typing import Any
 
 import dev
 import numpy as np
-import psutil
 from comfyui.client import Client, PromptError
 from comfyui.in_process import MODELS, ROOT
 from PIL import Image
@@ -67,6 +65,37 @@ SMALL: dict[str, tuple] = {
     "InST_ComparisonGrid.row_labels": ("",), "InST_ComparisonGrid.column_labels": ("",),
     "sampler_name": ("euler", "dpmpp_2m_sde", "uni_pc"), "LatentUpscale.crop": ("disabled", "center"),
 }
+
+# A custom node of the server that says what it holds: bytes of tensors that live, and of memory once the C library has
+# given back what nobody uses (where it can: glibc).
+WITNESS = """
+import ctypes, gc, os
+import psutil, torch
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+
+def alive():
+    storages = {}
+    for thing in gc.get_objects():
+        try:
+            if isinstance(thing, torch.Tensor):
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        except Exception:
+            pass
+    return sum(storages.values())
+
+@PromptServer.instance.routes.get("/torture/memory")
+async def memory(request):
+    gc.collect()
+    kept = psutil.Process().memory_info().rss
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+    return web.json_response({"tensors": alive(), "kept": kept, "used": psutil.Process().memory_info().rss})
+"""
 
 
 class Graphs:
@@ -145,13 +174,20 @@ STOCK = {
 
 @dataclass
 class Report:
-    """The outcome. ``problems`` is empty when all is well."""
+    """The outcome. ``problems`` is empty when all is well.
+
+    Attributes:
+        memory_mib: of the server after each round, all models unloaded; ``kept_mib``: with what the C library keeps
+            for later; ``tensors_mib``: of tensors in it.
+    """
 
     counts: Counter = field(default_factory=Counter)
     refusals: Counter = field(default_factory=Counter)
     host_errors: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     memory_mib: list[int] = field(default_factory=list)
+    kept_mib: list[int] = field(default_factory=list)
+    tensors_mib: list[int] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
         self.problems.append(text)
@@ -247,10 +283,13 @@ class Torture:
         else:
             self.report.problem(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
 
-    def look_at_memory(self, client: Client, server: psutil.Process) -> None:
+    def look_at_memory(self, client: Client) -> None:
         client.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(1)
-        self.report.memory_mib.append(server.memory_info().rss >> 20)
+        said = client.get("/torture/memory")
+        for name, noted in (("used", self.report.memory_mib), ("kept", self.report.kept_mib),
+                            ("tensors", self.report.tensors_mib)):
+            noted.append(said[name] >> 20)
 
 
 def make_home(folder: Path, models: Path) -> None:
@@ -267,13 +306,17 @@ def make_home(folder: Path, models: Path) -> None:
     vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
     save_file({"clip_l": vectors}, folder / "models" / "inst_styles" / "example.safetensors")
     (folder / "input").mkdir()
+    witness = folder / "custom_nodes" / "a_witness"
+    witness.mkdir(parents=True)
+    (witness / "__init__.py").write_text(WITNESS)
     Image.linear_gradient("L").resize((96, 80)).convert("RGB").save(folder / "input" / "example.png")
 
 
-def growth_of(memory: list[int]) -> float:
-    """MiB by which the last third of the measurements lies above the middle one; in the first, libraries warm up."""
+def growth_of(memory: list[int]) -> int:
+    """MiB by which the least of the last third of the measurements lies above that of the middle one: in the first,
+    libraries warm up, and now and then the C library gives back later."""
     third = len(memory) // 3
-    return statistics.median(memory[-third:]) - statistics.median(memory[third:-third]) if third > 1 else 0.0
+    return min(memory[-third:]) - min(memory[third:-third]) if third > 1 else 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -295,17 +338,19 @@ def main(args: argparse.Namespace) -> int:
         for life in range(args.kills + 1):
             until = args.graphs * (life + 1) // (args.kills + 1)
             with dev.server(comfyui, Path(sys.executable)) as running:
-                client, process = Client(running.url), psutil.Process(running.process.pid)
+                client = Client(running.url)
                 torture = torture or Torture(client.object_info(), args.seed)
                 torture.check_stock(client)
                 measured = len(torture.report.memory_mib)
                 while torture.report.counts["queued"] < until and time.monotonic() - began < args.seconds:
                     torture.round(client)
-                    torture.look_at_memory(client, process)
-                    print(f"{torture.report.counts['queued']} of {args.graphs} queued, "
-                          f"{len(torture.report.problems)} problems, {torture.report.memory_mib[-1]} MiB", flush=True)
+                    torture.look_at_memory(client)
+                    report = torture.report
+                    print(f"{report.counts['queued']} of {args.graphs} queued, {len(report.problems)} problems, "
+                          f"{report.memory_mib[-1]} MiB ({report.kept_mib[-1]} with what the C library keeps, "
+                          f"{report.tensors_mib[-1]} in tensors)", flush=True)
                 if (growth := growth_of(torture.report.memory_mib[measured:])) > 200:
-                    torture.report.problem(f"memory grew by {growth:.0f} MiB while one server ran")
+                    torture.report.problem(f"memory grew by {growth} MiB while one server ran")
                 torture.check_stock(client)
                 if life < args.kills:  # in the middle of a graph
                     with contextlib.suppress(PromptError):
