@@ -161,11 +161,13 @@ def slow_disk(folder: Path, count: int = 400, seed: int = 0) -> Result:
     while process.is_alive() and stops < count:
         time.sleep(draw.uniform(0, SECONDS_TO_STOP))
         os.kill(process.pid, signal.SIGSTOP)
-        halves += _leftovers(folder) > 0
-        _save_many([folder / "new"], count + stops, 1)
-        wrong += _values(folder, 20)[1]
+        try:
+            halves += _leftovers(folder) > 0
+            _save_many([folder / "new"], count + stops, 1)
+            wrong += _values(folder, 20)[1]
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
         stops += 1
-        os.kill(process.pid, signal.SIGCONT)
     process.join()
     values, broken = _values(folder / "new")
     wrong += broken
