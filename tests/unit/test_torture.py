@@ -3,8 +3,9 @@ import mmap
 import os
 import sys
 
+import numpy as np
 import pytest
-from torture import faults, files
+from torture import faults, files, modes
 
 
 def test_damaged_files_are_read_or_refused_by_name(tmp_path):
@@ -52,3 +53,17 @@ def test_no_style_is_lost(tmp_path, fault):
            "slow_disk": (20,)}[fault]
     result = getattr(faults, fault)(tmp_path, *few)
     assert result.wrong == [] and (result.trials or "not tried" in result.note)
+
+
+NOISY = np.random.default_rng(0).uniform(0, 255, (8, 8, 3))
+
+
+@pytest.mark.parametrize("losses, picture, said, found", [
+    ([0.3, 0.2], NOISY, "", ""), ([0.3, 0.3], NOISY, "", "does not fall"), ([0.3, 0.2], NOISY * 0, "", "shows nothing"),
+    ([0.3, float("nan")], NOISY, "", "does not fall"), ([0.3, 0.2], 255 - NOISY, "", "levels in the mean"),
+    ([], None, "InST_LearnStyle: model comes from a loader that cannot make it a second time.", ""),
+    ([], None, "InST_LearnStyle: RuntimeError", "RuntimeError"), ([], None, "KSampler: x", "KSampler: x")])
+def test_a_mode_that_learns_or_paints_otherwise_is_found(losses, picture, said, found):
+    usual = modes.Outcome([0.3, 0.2], NOISY)
+    wrong = modes.problem_of(modes.MODES[0], modes.Outcome(losses, picture, said), usual)
+    assert found in wrong and bool(found) == bool(wrong)

@@ -38,10 +38,10 @@ def _style(value: float) -> Style:
     return Style({"clip_l": torch.full((4, 768), value)}, metadata={"inst.text": "*" * 500})
 
 
-def _values(folder: Path) -> tuple[list[float], list[str]]:
-    """What the styles in a folder hold, and which files are no whole styles."""
+def _values(folder: Path, last: int = 0) -> tuple[list[float], list[str]]:
+    """What the styles in a folder hold, and which files are no whole styles; of the ``last`` ones only, 0 = of all."""
     values, broken = [], []
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors"))[-last:]:
         try:
             values.append(load_style(path).vectors["clip_l"][0, 0].item())
         except ValueError as error:
@@ -152,20 +152,22 @@ def _save_both_ways(folder: Path, count: int) -> None:
 
 def slow_disk(folder: Path, count: int = 400, seed: int = 0) -> Result:
     """A process that saves stands still again and again, as on a disk that hangs, often in the middle of a file;
-    meanwhile another saves under the same name, and everything is loaded."""
+    meanwhile another saves under the same name, and the newest styles are loaded."""
     if not hasattr(signal, "SIGSTOP"):
         return Result("slow disk", 0, [], "not tried: needs signals of Unix")
     draw, wrong = random.Random(seed), []
     stops = halves = 0
     process = _in_process(_save_both_ways, folder, count)
-    while process.is_alive():
+    while process.is_alive() and stops < count:
         time.sleep(draw.uniform(0, SECONDS_TO_STOP))
         os.kill(process.pid, signal.SIGSTOP)
-        halves += _leftovers(folder) > 0
-        _save_many([folder / "new"], count + stops, 1)
-        wrong += _values(folder)[1]
+        try:
+            halves += _leftovers(folder) > 0
+            _save_many([folder / "new"], count + stops, 1)
+            wrong += _values(folder, 20)[1]
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
         stops += 1
-        os.kill(process.pid, signal.SIGCONT)
     process.join()
     values, broken = _values(folder / "new")
     wrong += broken

@@ -54,7 +54,7 @@ class Mode(NamedTuple):
         gpu: on the pretend device.
         weights: how the denoiser's weights lie in the checkpoint (see ``requantised``).
         compiled: Torch Compile Model stands behind the loader.
-        levels: by how many of 255 levels pictures may differ from those without options, in the mean.
+        levels: by how many of 255 levels the picture may differ from that without options, in the mean.
     """
 
     options: tuple[str, ...] = ()
@@ -84,13 +84,9 @@ MODES = (  # the first on each device is what the others are compared with
     Mode(gpu=True), Mode(("--lowvram",), True, levels=2), Mode(("--novram",), True, levels=2),
     Mode(("--gpu-only",), True), Mode(("--cpu-vae",), True, levels=2),
     Mode(("--gpu-only", "--fp16-vae"), True, levels=4),
-    Mode(("--gpu-only", "--fp16-intermediates"), True, levels=4), Mode(("--novram", "--bf16-vae"), True, levels=4),
+    Mode(("--gpu-only", "--fp16-intermediates"), True, levels=4), Mode(("--bf16-vae",), True, levels=4),
     Mode(), Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
-    Mode(weights="int8_tensorwise", levels=8), Mode(weights="nvfp4", levels=32), Mode(weights="mxfp8", levels=16),
-    Mode(weights="convrot_w4a4", levels=32), Mode(compiled=True, levels=2),
-    Mode(("--fp16-intermediates",), levels=2), Mode(("--fp16-vae",), levels=2), Mode(("--bf16-vae",), levels=4),
-    Mode(("--bf16-unet",), levels=8), Mode(("--fp16-unet",), levels=8), Mode(("--fp8_e4m3fn-unet",), levels=16),
-    Mode(("--fp8_e4m3fn-text-enc",), levels=16), Mode(("--use-quad-cross-attention",)),
+    Mode(weights="int8_tensorwise", levels=8), Mode(weights="mxfp8", levels=16), Mode(compiled=True, levels=2),
 )
 
 
@@ -111,8 +107,11 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
     """
     import torch
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
     weights, algorithm = load_file(source), format_name.removeprefix("scaled ")
     plain = format_name == algorithm and hasattr(torch, algorithm)
     for key in [k for k, v in weights.items() if k.startswith(DENOISER) and k.endswith(".weight") and v.ndim == 2]:
@@ -129,7 +128,7 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
         weights |= packed.state_dict(key)
         name = key.removesuffix("weight") + "comfy_quant"
         weights[name] = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
-    save_file({k: v.contiguous() for k, v in weights.items()}, target)
+    save_file({k: v.contiguous() for k, v in weights.items()}, target, metadata)
 
 
 def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
