@@ -1,10 +1,14 @@
 """ComfyUI's web editor as a person uses it: opening, looking, running, searching, dropping."""
+from __future__ import annotations
+
 import base64
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import ConsoleMessage, Page
+if TYPE_CHECKING:  # so that the tests can be collected, and skipped, without it
+    from playwright.sync_api import ConsoleMessage, Page
 
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.LoadDefaultWorkflow"
