@@ -1,6 +1,6 @@
 """Walks a newcomer's way through the editor and counts clicks and seconds (docs/five_minutes.md).
 
-    .dev/venv/bin/python tools/five_minutes.py [--quality good] [--checkpoint FILE]
+    .dev/venv/bin/python tools/five_minutes.py [--quality good] [--checkpoint FILE] [--into docs/five_minutes.md]
 
 A fresh ComfyUI home with the demo checkpoint is made for it, and the real editor runs in headless Chromium; the way
 itself is in tests/browser/newcomer.py. ``python3 tools/dev.py setup`` comes first.
@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "tests" / "browser"))
 from editor import FLAGS, SCREEN, Editor  # noqa: E402
 from newcomer import FIRST_PICTURE, Newcomer, Stage  # noqa: E402
 
+MARKS = "<!-- table: begin -->", "<!-- table: end -->"
 PATIENCE = 3600  # seconds, for slow machines and large checkpoints
 
 
@@ -71,6 +72,15 @@ def table(stages: list[Stage]) -> str:
     return "\n".join(lines)
 
 
+def put_into(page: Path, text: str) -> None:
+    """Puts the table between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        sys.exit(f"{page} has no {MARKS[0]} ... {MARKS[1]}.")
+    page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--painting", type=Path, default=SAMPLES / "inst_painting_3.jpg")
@@ -78,6 +88,7 @@ def main() -> None:
     parser.add_argument("--second", type=Path, default=SAMPLES / "inst_photograph_2.jpg", help="another photograph")
     parser.add_argument("--checkpoint", default="inst-demo.safetensors", help="as the box lists it")
     parser.add_argument("--quality", default="quick", help="as the box lists it")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="write the table there, between its marks")
     args = parser.parse_args()
     choices = {"checkpoint": args.checkpoint, "quality": args.quality}
     with tempfile.TemporaryDirectory() as folder, newcomer_in(fresh_home(Path(folder))) as newcomer:
@@ -85,6 +96,8 @@ def main() -> None:
         _, renamed = newcomer.walk(args.painting, (args.photograph, args.second), choices)
         newcomer.delete(renamed)
     print(table(newcomer.stages))
+    if args.into is not None:
+        put_into(args.into, table(newcomer.stages))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // What the nodes of this pack show beyond ComfyUI's own widgets: "auto" for a number that is 0, the painting of a
-// chosen style, and a node for a style file that is dropped on the canvas.
+// chosen style, what the box's widgets mean, and a node for a style file that is dropped on the canvas.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -91,6 +91,29 @@ function showPainting(node) {
         return result;
     };
     requestAnimationFrame(show);
+}
+
+// ---- what the widgets of the box mean ----
+
+/** Lets every widget of the box around Learn InST Style say what the widget behind it says when pointed at. */
+function explain(box) {
+    if (!box.subgraph.nodes.some((node) => node.comfyClass === LEARNER)) return;
+    for (const widget of box.widgets ?? []) {
+        const [id] = box.subgraph.inputs.find((input) => input.name === widget.name)?.linkIds ?? [];
+        const link = box.subgraph.getLink?.(id), inner = link && box.subgraph.getNodeById(link.target_id);
+        const { required = {}, optional = {} } = inner?.constructor.nodeData?.input ?? {};
+        const spec = { ...required, ...optional }[inner?.inputs[link.target_slot]?.name];
+        if (spec?.[1]?.tooltip) widget.tooltip ??= spec[1].tooltip;
+    }
+}
+
+/** Not before: widgets of a box are made anew when it is placed or loaded. */
+function explainWhenPointedAt(box) {
+    const entered = box.onMouseEnter;
+    box.onMouseEnter = function (...given) {
+        explain(this);
+        return entered?.apply(this, given);
+    };
 }
 
 // ---- the text of learning, on the box that holds the node ----
@@ -202,5 +225,6 @@ app.registerExtension({
     nodeCreated(node) {
         writeWords(node);
         if (node.comfyClass === LOADER) showPainting(node);
+        if (node.isSubgraphNode?.()) explainWhenPointedAt(node);
     },
 });

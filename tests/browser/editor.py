@@ -1,11 +1,15 @@
 """ComfyUI's web editor as a person uses it: opening, looking, running, searching, dropping."""
+from __future__ import annotations
+
 import base64
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import ConsoleMessage, Page, TimeoutError
+if TYPE_CHECKING:  # so that the tests can be collected, and skipped, without it
+    from playwright.sync_api import ConsoleMessage, Page
 
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 FIT, BLANK, DEFAULT = "Comfy.Canvas.FitView", "Comfy.NewBlankWorkflow", "Comfy.LoadDefaultWorkflow"
@@ -130,6 +134,8 @@ class Editor:
 
     def _leave_greeting(self) -> None:
         """Closes the templates, which greet a newcomer once the page had time to fetch them."""
+        from playwright.sync_api import TimeoutError
+
         greeting = self.page.get_by_role("dialog").first
         with suppress(TimeoutError):
             greeting.wait_for(timeout=GREETING_SECONDS * 1000)

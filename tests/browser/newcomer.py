@@ -3,13 +3,18 @@
 All of it is done as a person does it, with mouse, keyboard and file dialogs, and counted. ``tools/five_minutes.py``
 walks this way with the demo checkpoint and measures it; the tests walk it with a small one.
 """
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from editor import PACK, READY, Editor
-from playwright.sync_api import Locator
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 TEMPLATE, BOX, LOADER = "01_start_here", "Style transfer (InST)", "Load InST Style"
 FREE = 1050, 720  # a place on the page where the template has nothing

@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+from newcomer import WIDGET, Newcomer
 from PIL import Image
 from running import ROOT, SMALL, WORKFLOWS
 
@@ -74,6 +75,17 @@ def test_the_box_says_what_learning_says_and_gives_the_photographs_size(editor, 
     pictures = sorted((home / "output" / "inst").glob("start_*.png"), key=lambda p: p.stat().st_mtime)
     photograph = Image.open(ROOT / "samples" / "inst_photograph.jpg")
     assert Image.open(pictures[-1]).size == photograph.size
+
+
+def test_the_widgets_of_the_box_say_what_they_mean(editor, home):
+    editor.command("Comfy.NewBlankWorkflow")
+    editor.place(BOX.lower())
+    editor.fit()
+    person = Newcomer(editor, home)
+    for widget, words in {"repaint strength": "0.5 keeps the layout", "name": "the painting's file"}.items():
+        editor.page.mouse.move(5, 5)
+        editor.page.mouse.move(*person.find(WIDGET, BOX, widget), steps=5)
+        editor.page.get_by_text(words).wait_for()
 
 
 def test_numbers_that_are_left_to_the_quality_are_written_auto(editor):

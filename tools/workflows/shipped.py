@@ -640,7 +640,7 @@ def keep_content_out(g: Graph) -> None:
     g.note("Keep content out", steps(
         "Choose your photograph and your painting.",
         "Right-click the painting, Open in Mask Editor, and paint over what is not style, such as a signature.",
-        "Say in **content** of all three nodes what the painting shows, and press Run.",
+        "Say what the painting shows in **content** (advanced) of all three nodes, and press Run.",
         more="What is masked or transparent is not learned from. **content** takes its words out of the style; the "
              "second Apply InST Style, **part** content, pushes it away as negative. Each helps alone."))
     shows = "street, houses, people, trees"
