@@ -78,10 +78,9 @@ from .training import (
     training_mode,
     training_session,
 )
-from .vision import NO_VISION, encode_latent, picture_features
+from .vision import check_vision, encode_latent, picture_features
 
 __all__ = [
-    "NO_VISION",
     "COARSE",
     "PAPER_FAMILY",
     "SAMPLERS",
@@ -101,6 +100,7 @@ __all__ = [
     "check_layers",
     "check_learnable",
     "check_structure",
+    "check_vision",
     "check_styleshot",
     "content_bases",
     "controlled",
