@@ -22,8 +22,8 @@ def suited(name: str) -> str:
 
 def check_vision(encoder: str, quality: str, connected: bool) -> None:
     """Raises ValueError for an unknown encoder or quality, or one that needs CLIP vision where none is connected."""
-    if ENCODERS[choose_recipe(encoder, quality=quality).encoder].needs_picture and not connected:
-        raise ValueError(host.vision.NO_VISION)
+    if ENCODERS[choose_recipe(encoder, quality=quality).encoder].needs_picture:
+        host.vision.check_vision(connected)
 
 
 def stopped_name(name: str) -> str:

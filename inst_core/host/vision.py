@@ -9,6 +9,12 @@ NO_VISION = ("This encoder looks at the painting through CLIP: connect a CLIP vi
              "clip-vit-large-patch14), or choose quality 'good' or encoder 'direct', which need none.")
 
 
+def check_vision(connected: bool) -> None:
+    """Raises ValueError, saying what to connect, where CLIP vision is needed and none is connected."""
+    if not connected:
+        raise ValueError(NO_VISION)
+
+
 def picture_features(clip_vision, pictures: Tensor, released: bool = False) -> PictureFeatures:
     """What CLIP ViT-L/14 sees in style pictures.
 
@@ -21,8 +27,7 @@ def picture_features(clip_vision, pictures: Tensor, released: bool = False) -> P
     Raises:
         ValueError: no CLIP vision, or one of another size.
     """
-    if clip_vision is None:
-        raise ValueError(NO_VISION)
+    check_vision(clip_vision is not None)
     if released:
         pictures = preprocess.released_cast(preprocess.released_square(pictures))
     seen = clip_vision.encode_image(preprocess.clip_square(pictures, clip_vision.image_size))
