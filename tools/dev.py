@@ -59,8 +59,9 @@ STAND_INS = {
 }
 
 SMALL = "small_models", "small_styleshot"  # of tests/models
-# Two processes. A file's tests share what they set up; files run in the order of pytest.ini, those with few long tests
-# first, so that neither process waits for the other at the end.
+# Two processes. A file's tests share what they set up; files run in the order of pytest.ini: those with few long tests
+# early, so that neither process waits for the other at the end, and the browser, whose event loop stays, after others
+# that have loops of their own.
 SIDE_BY_SIDE = "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"
 BROWSER = "--browser"
 CHROMIUMS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"

@@ -97,7 +97,7 @@ def test_clip_similarity_comes_with_clip_vision(lpips_file, vit):
     content, style, result = image(0) * 0.5, image(1), image(2)
 
     def seen(picture):
-        return compare.host.picture_features(vit, picture).image_embed
+        return compare.host.vision.picture_features(vit, picture).image_embed
 
     values = json.loads(InSTMetrics.execute(content, style, result, clip_vision=vit, size=64).result[1])["mean"]
     assert values["clip_content"] == pytest.approx(float((seen(result) * seen(content)).sum()), abs=2e-2)
