@@ -97,9 +97,25 @@ class Newcomer:
         self.page.keyboard.press("Enter")
 
     def choose(self, node: str, widget: str, value: str) -> None:
-        """From the list of a widget."""
+        """From the list of a widget, clicked again where the page was still moving and the list did not open."""
+        entries = self.page.locator(".litemenu-entry")
         self.click_widget(node, widget)
-        self.click(self.page.locator(".litemenu-entry").get_by_text(value, exact=True))
+        for _ in range(3):
+            if self._comes(entries.first):
+                break
+            self.stages[-1].clicks -= 1
+            self.click_widget(node, widget)
+        self.click(entries.get_by_text(value, exact=True))
+
+    @staticmethod
+    def _comes(what: Locator, milliseconds: int = 5000) -> bool:
+        from playwright.sync_api import TimeoutError
+
+        try:
+            what.wait_for(timeout=milliseconds)
+            return True
+        except TimeoutError:
+            return False
 
     def write(self, node: str, widget: str, text: str) -> None:
         """Into a text widget, in place of what it held."""
