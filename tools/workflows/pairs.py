@@ -2,16 +2,14 @@
 
 ``keep_structure.jpg``: photograph, painting, repainted at a high strength without and with keep_structure.
 ``semantic_color.jpg``: two drawn pictures of the same things, the colours of the first matched by mk and by semantic.
-``keep_content_out.jpg``: a painting with a frame and a figure of another one, what a style learned from it paints, the
-same with style_mask, and with a style of the painting alone. Colours are those of the painting alone each time.
 """
 import argparse
 from pathlib import Path
 
 import torch
-from bench import color, content
+from bench import color
 from comfyui import in_process
-from demo_model.quality import ALONE, BASE, Studio, middle_square
+from demo_model.quality import BASE, Studio, middle_square
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from workflows.thumbnail import strip
 DOCS, SAMPLES, STYLES = (in_process.ROOT / part for part in ("web/docs", "samples", "styles/inst-demo"))
 PHOTOGRAPH = "inst_photograph.jpg"
 PAINTING, STYLE, STRENGTH = "inst_painting.jpg", "van_gogh.safetensors", 0.9
-THING = "inst_painting_2.jpg"
 
 
 def image(made: Tensor) -> Image.Image:
@@ -38,7 +35,6 @@ def main(args: argparse.Namespace) -> None:
     from inst_pack.inst_core.style import load_style
     from inst_pack.nodes.color import InSTMatchColor
     from inst_pack.nodes.inversion import InSTSample
-    from inst_pack.nodes.learn import InSTLearnStyle
     from inst_pack.nodes.style import InSTStyleConditioning
 
     from nodes import CLIPTextEncode
@@ -49,27 +45,18 @@ def main(args: argparse.Namespace) -> None:
         matched = InSTMatchColor.execute(latent, style, BASE.color, 1.0).result[0]
         negative = CLIPTextEncode().encode(studio.clip, "")[0]
 
-        def painted(style, strength: float = BASE.strength, keep: float = 0.0) -> Tensor:
+        def painted(style, keep: float) -> Tensor:
             positive = InSTStyleConditioning.execute(studio.clip, style, "*", 1.0).result[0]
             made = InSTSample.execute(studio.model, positive, negative, matched, BASE.steps, BASE.cfg,
-                                      BASE.sampler, BASE.scheduler, strength, BASE.seed, "matched", keep_structure=keep)
+                                      BASE.sampler, BASE.scheduler, STRENGTH, BASE.seed, "matched", keep_structure=keep)
             return studio.vae.decode(made.result[0]["samples"])
-
-        def learned(painting: Tensor, **more):
-            return InSTLearnStyle.execute(studio.model, studio.clip, studio.vae, painting, ALONE.encoder, ALONE.tokens,
-                                          ALONE.learning_steps, ALONE.learning_rate, ALONE.batch, ALONE.seed,
-                                          strongest=ALONE.strongest, **more).result[0]
 
         scenes = [color.drawn(colours, shift, seed)[0] for seed, (colours, shift) in enumerate(
             zip(color.PAIRS_OF_COLOURS[0], color.SHIFTS[0][1], strict=True))]
         latents = [{"samples": studio.vae.encode(p)} for p in scenes]
         recoloured = [color.matched(studio, *latents, way) for way in ("mk", "semantic")]
-        thing, mask = middle_square(SAMPLES / THING).permute(0, 2, 3, 1), content.mask_of_thing(pictures[1].shape[1])
-        stained, shipped = torch.where(mask[..., None].bool(), thing, pictures[1]), load_style(STYLES / STYLE)
-        held = [painted(shipped, STRENGTH, keep) for keep in (0.0, 1.0)]
-        kept_out = [painted(style) for style in (learned(stained), learned(stained, style_mask=mask),
-                                                 learned(pictures[1]))]
-        for name, shown in (("semantic_color", [*scenes, *recoloured]), ("keep_structure", [*pictures, *held]),
-                            ("keep_content_out", [stained, *kept_out])):
+        shipped = load_style(STYLES / STYLE)
+        held = [painted(shipped, keep) for keep in (0.0, 1.0)]
+        for name, shown in (("semantic_color", [*scenes, *recoloured]), ("keep_structure", [*pictures, *held])):
             strip([image(p) for p in shown]).save(DOCS / f"{name}.jpg", quality=88)
             print(f"[pairs] {DOCS / name}.jpg", flush=True)
