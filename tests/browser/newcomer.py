@@ -97,15 +97,16 @@ class Newcomer:
         self.page.keyboard.press("Enter")
 
     def choose(self, node: str, widget: str, value: str) -> None:
-        """From the list of a widget, clicked again where the page was still moving and the list did not open."""
-        entries = self.page.locator(".litemenu-entry")
+        """From the list of a widget, clicked again where the page was still moving and the list did not stay."""
+        entry = self.page.locator(".litemenu-entry").get_by_text(value, exact=True)
         self.click_widget(node, widget)
-        for _ in range(3):
-            if self._comes(entries.first):
+        for _ in range(5):
+            if self._comes(entry):
                 break
+            self.page.keyboard.press("Escape")
             self.stages[-1].clicks -= 1
             self.click_widget(node, widget)
-        self.click(entries.get_by_text(value, exact=True))
+        self.click(entry)
 
     @staticmethod
     def _comes(what: Locator, milliseconds: int = 5000) -> bool:
