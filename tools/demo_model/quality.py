@@ -198,7 +198,7 @@ class Studio:
                 style = InSTLearnStyle.execute(
                     self.model, self.clip, self.vae, painting.pixels.permute(0, 2, 3, 1), variant.encoder,
                     variant.tokens, variant.learning_steps, variant.learning_rate, variant.batch, variant.seed,
-                    clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest,
+                    clip_vision=self.vision, resolution=SIDE, strongest=variant.strongest, learn_again=True,
                     continue_from=self.guessed(painting, variant) if variant.guess else None).result[0]
             seconds = time.perf_counter() - start
             evaluate.write_json(path.with_suffix(".json"), {"seconds": seconds})
