@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant("learned levels that are not used", "bank.py", "time = _between(weakest, recipe.strongest, time)\n",
            "time = _between(weakest, 1.0, time)\n", LOOP),
     Mutant("levels of other stages learned", "bank.py", "time = _between(weakest, recipe.strongest, time)\n",
-           "time = _between(0.0, recipe.strongest, time)\n", "test_stages.py"),
+           "time = _between(0.0, recipe.strongest, time)\n", BANK),
     Mutant("prepared samples mixed up", "bank.py", "tuple(tensor[index.to(tensor.device)] for tensor in self.prepared)",
            "tuple(tensor[:len(index)] for tensor in self.prepared)", BANK),
     Mutant("strata not shuffled", "bank.py", "part[torch.randperm(len(part), generator=generator)]", "part", BANK),

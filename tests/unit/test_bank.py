@@ -53,6 +53,13 @@ def test_a_batch_is_spread_over_all_levels_and_batches_differ():
     assert (steps < 0).any() and (steps > 0).any()  # shuffled within the strata
 
 
+def test_only_levels_of_the_stage_are_learned_and_judged():
+    views, recipe = torch.zeros(1, 1, 2, 2), Recipe(strongest=0.8, batch=4, bank=32)
+    fresh = next(draw_fresh(views, replace(recipe, batch=64), seeded(), weakest=0.4))
+    for bank in (draw_bank(views, recipe, seeded(), weakest=0.4), fresh, held_out_bank(views, 0.8, weakest=0.4)):
+        assert 0.4 <= bank.time.min() < 0.5 and 0.7 < bank.time.max() <= 0.8
+
+
 def test_the_released_samples_are_fresh_and_at_discrete_times():
     batches = list(itertools.islice(draw_fresh(VIEWS, replace(PAPER, batch=50), seeded()), 20))
     times = torch.cat([b.time for b in batches]) * 999
