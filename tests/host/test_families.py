@@ -191,13 +191,13 @@ def test_learn_apply_invert_sample(family, tmp_path):
 
     latent, plain = latent_of(model), strengths[0]
     seen = host.sampling.invert(model, styled, latent, STRENGTH, 0).noise
-    heard = LEAST_MOVED.get(name, 0.01) / 10
-    assert (seen.noise - host.sampling.invert(model, plain, latent, STRENGTH, 0).noise.noise).abs().max() > heard
+    least = LEAST_MOVED.get(name, 0.01) / 10
+    assert (seen.noise - host.sampling.invert(model, plain, latent, STRENGTH, 0).noise.noise).abs().max() > least
     sigmas = host.sampling.sampling_sigmas(model, "simple", 2, STRENGTH)
     assert float(sigmas[0]) == pytest.approx(float(level_of(model, STRENGTH)))
     pictures = [host.sampling.sample(model, cond, plain, latent, seen, sigmas, 2.0, "euler")["samples"]
                 for cond in (styled, plain)]
-    assert torch.isfinite(pictures[0]).all() and (pictures[0] - pictures[1]).abs().max() > heard
+    assert torch.isfinite(pictures[0]).all() and (pictures[0] - pictures[1]).abs().max() > least
 
 
 @pytest.mark.parametrize("name", RELATIVES)

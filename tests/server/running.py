@@ -35,12 +35,9 @@ SMALL = {
 def make_home(folder: Path) -> Path:
     """A ComfyUI home of its own: models are linked in, everything written stays there."""
     models = Path(MODELS)
-    for kind in models.iterdir():
-        if kind.is_dir() and kind.name != "inst_styles":
-            (folder / "models" / kind.name).mkdir(parents=True)
-            for file in kind.iterdir():
-                (folder / "models" / kind.name / file.name).symlink_to(file)
-    for name, stand_in in importlib.import_module("dev").STAND_INS.items():
+    dev = importlib.import_module("dev")
+    dev.link_models(models, folder)
+    for name, stand_in in dev.STAND_INS.items():
         small = models / stand_in
         (folder / "models" / name).unlink(missing_ok=True)
         (folder / "models" / name).symlink_to(small.with_name(SMALL_ONES.get(small.name, small.name)))
@@ -91,8 +88,7 @@ def write_style(home: Path, name: str) -> None:
 def serving(home: Path) -> Iterator[str]:
     """The address of a running server that has the pack; it ends with the block."""
     dev = importlib.import_module("dev")
-    dev.HOME, dev.LOG = home, home / "server.log"
-    dev.link_pack()
+    dev.use_home(home)
     options = ["--front-end-root", FRONT_END] if FRONT_END else []
     with dev.server(Path(COMFYUI), Path(sys.executable), options=options) as running:
         yield running.url

@@ -2,8 +2,9 @@
 from pathlib import Path
 
 import pytest
-from bench.quality import HEAD, MARKS, put_between, table_rows
+from bench.quality import HEAD, MARKS, table_rows
 from kept import Kept
+from pages import put_between
 
 PAINTING, OTHER = Path("wave.png"), Path("rain.png")
 
@@ -29,6 +30,7 @@ def test_a_finished_run_is_not_made_again(tmp_path):
 
 def test_the_table_takes_its_place_in_a_page():
     page = f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter"
-    assert put_between(put_between(page, "new"), "newer") == f"before\n{MARKS[0]}\nnewer\n{MARKS[1]}\nafter"
+    twice = put_between(put_between(page, "new", MARKS), "newer", MARKS)
+    assert twice == f"before\n{MARKS[0]}\nnewer\n{MARKS[1]}\nafter"
     with pytest.raises(SystemExit, match="has no <!-- quality: begin"):
-        put_between("a page", "new")
+        put_between("a page", "new", MARKS)

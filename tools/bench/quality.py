@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from comfyui import in_process
 from kept import Kept
+from pages import put_between
 from PIL import Image
 from tqdm import tqdm
 
@@ -119,17 +120,6 @@ def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]], batches: Mapping[s
 
 
 MARKS = "<!-- quality: begin -->", "<!-- quality: end -->"
-
-
-def put_between(page: str, text: str) -> str:
-    """The page with ``text`` in the place of what stands between its marks."""
-    before, _, rest = page.partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
-    if not found:
-        sys.exit(f"The page has no {MARKS[0]} ... {MARKS[1]}.")
-    return f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}"
-
-
 COLOURS = "tab:red", "tab:blue", "tab:gray", "tab:olive"
 
 
@@ -198,7 +188,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"{title}\n\n{table}")
     if args.into:
         page = args.into.read_text(encoding="utf-8")
-        args.into.write_text(put_between(page, f"{title}\n\n{table}"), encoding="utf-8")
+        args.into.write_text(put_between(page, f"{title}\n\n{table}", MARKS), encoding="utf-8")
     plot(runs, args.output / "quality.png")
     print(f"\nplot: {args.output / 'quality.png'}")
     return 0

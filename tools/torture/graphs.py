@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import random
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import dev
 import numpy as np
 from comfyui.client import Client, PromptError
-from comfyui.in_process import MODELS, ROOT
+from comfyui.in_process import MODELS
 from PIL import Image
 from workflows.api import is_widget, options_of
 
@@ -297,11 +296,7 @@ def make_home(folder: Path, models: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    for kind in models.iterdir():
-        if kind.is_dir() and kind.name != "inst_styles":
-            (folder / "models" / kind.name).mkdir(parents=True, exist_ok=True)
-            for file in kind.iterdir():
-                (folder / "models" / kind.name / file.name).symlink_to(file.resolve())
+    dev.link_models(models, folder)
     (folder / "models" / "inst_styles").mkdir(parents=True)
     vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
     save_file({"clip_l": vectors}, folder / "models" / "inst_styles" / "example.safetensors")
@@ -329,12 +324,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """The number of problems, of which the last line of JSON tells."""
-    comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
+    comfyui = dev.host()
     began, torture = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
         make_home(Path(home), args.models)
-        dev.HOME, dev.LOG = Path(home), Path(home) / "server.log"
-        dev.link_pack()
+        dev.use_home(Path(home))
         for life in range(args.kills + 1):
             until = args.graphs * (life + 1) // (args.kills + 1)
             with dev.server(comfyui, Path(sys.executable)) as running:

@@ -7,7 +7,6 @@ refuse in one sentence before work begins.  Memory modes do nothing on a CPU, so
 """
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -23,6 +22,10 @@ from comfyui.client import Client, PromptError
 from comfyui.in_process import MODELS, ROOT, use_comfyui
 from PIL import Image
 from workflows.api import to_api
+
+sys.path.append(str(ROOT))
+
+from inst_core.style import load_style
 
 WORKFLOW, CHECKPOINT = "04_everything_in_one_graph.json", "inst-demo.safetensors"
 DENOISER = "model.diffusion_model."
@@ -154,12 +157,10 @@ def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
     """A client of a server that runs these modes, which differ in the model only."""
     with tempfile.TemporaryDirectory(prefix="modes-", ignore_cleanup_errors=True) as home:
         make_home(Path(home), modes, models)
-        dev.HOME, dev.LOG = Path(home), Path(home) / "server.log"
-        dev.link_pack()
-        comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI")
+        dev.use_home(Path(home))
         options = [option for option in modes[0].options if option not in MEMORY]
         state = next((MEMORY[option] for option in modes[0].options if option in MEMORY), "NORMAL_VRAM")
-        with dev.server(comfyui, Path(sys.executable), options=options, INST_VRAM=state) as running:
+        with dev.server(dev.host(), Path(sys.executable), options=options, INST_VRAM=state) as running:
             yield Client(running.url)
 
 
@@ -181,9 +182,6 @@ def prompt_of(mode: Mode, object_info: dict) -> dict:
 
 def run(mode: Mode, client: Client) -> Outcome:
     """Learns and paints once on a server in this mode."""
-    sys.path.append(str(ROOT))
-    from inst_core.style import load_style
-
     try:
         entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
     except PromptError as error:
