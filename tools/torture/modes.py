@@ -90,6 +90,10 @@ MODES = (  # the first on each device is what the others are compared with
     Mode(("--gpu-only", "--fp16-intermediates"), True, levels=4), Mode(("--bf16-vae",), True, levels=4),
     Mode(), Mode(weights="float8_e4m3fn", levels=16), Mode(weights="scaled float8_e4m3fn", levels=16),
     Mode(weights="int8_tensorwise", levels=8), Mode(weights="mxfp8", levels=16), Mode(compiled=True, levels=2),
+    Mode(("--fp64-unet",)), Mode(("--bf16-unet",), levels=4), Mode(("--fp16-unet",), levels=4),
+    Mode(("--force-fp16",), levels=4), Mode(("--fp8_e4m3fn-unet",), levels=16), Mode(("--fp8_e5m2-unet",), levels=16),
+    Mode(("--bf16-text-enc",), levels=4), Mode(("--fp16-text-enc",), levels=4),
+    Mode(("--fp8_e4m3fn-text-enc",), levels=16),
 )
 
 
