@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import requests
 import torch
-from bench.peak_memory import PeakMemory
+from bench.costs import PeakMemory
 from comfyui.client import Client, PromptError
 from PIL import Image, ImageOps
 from torch import Tensor

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dev
 import psutil
-from pages import put_between
+from pages import write_between
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,8 +80,7 @@ def main() -> None:
         newcomer.delete(renamed)
     print(table(newcomer.stages))
     if args.into is not None:
-        page = args.into.read_text(encoding="utf-8")
-        args.into.write_text(put_between(page, table(newcomer.stages), MARKS), encoding="utf-8")
+        write_between(args.into, table(newcomer.stages), MARKS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ latent is the picture, its colours mixed by a fixed random matrix.
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -43,17 +43,6 @@ class Shrunk:
         return Painting(torch.cat([latent, latent.flip(-1)]), latent)
 
 
-def learn(bench, path: Path, recipe, rank: int, layers: str, report: Callable = lambda step: None):
-    """One style, learned as Learn InST Style does."""
-    from inst_core import host
-
-    with torch.inference_mode():
-        encoder = host.learning.make_encoder(bench.clip, recipe)
-        encoder = host.adapter.with_adapter(encoder, bench.model, rank, recipe, layers)
-        return host.learning.learn(bench.model, bench.clip, encoder, bench.look_at(path, recipe), recipe, "*", layers,
-                                   report)
-
-
 HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps", "adapter, KiB")
 
 
@@ -61,9 +50,8 @@ def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
     for path, rank in product(quality.paintings_of(args.paintings)[:args.count], args.ranks):
         found = []
         for seed in range(args.seeds):
-            found.append(learn(bench, path, replace(recipe, seed=seed), rank, args.layers))
-            said = f"{path.stem}, rank {rank}, seed {seed}: {found[-1].verdict}"
-            print(f"[benchmark] {said}", file=sys.stderr, flush=True)
+            found.append(quality.learn(bench, path, replace(recipe, seed=seed), args.layers, rank=rank))
+            print(f"[benchmark] {path.stem}, rank {rank}, seed {seed}: {found[-1].verdict}", file=sys.stderr)
         starts, ends = [run.checks[0].loss for run in found], [run.kept for run in found]
         fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
         size = sum(tensor.nbytes for tensor in found[0].adapter.values())

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
-from bench.peak_memory import PeakMemory
+from bench.costs import PeakMemory
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))

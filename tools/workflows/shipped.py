@@ -18,14 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HUB = "https://huggingface.co"
 SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 SDXL = "sd_xl_base_1.0.safetensors"
-CLIP_VISION = "clip-vit-large-patch14.safetensors"
 HYPER_SD = "Hyper-SD15-8steps-lora.safetensors"
 DETAIL_LORA = "add_detail.safetensors"
 CANNY = "control_v11p_sd15_canny_fp16.safetensors"
 DOWNLOADS = {
     SD15: Download("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}"),
     SDXL: Download("checkpoints", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}"),
-    CLIP_VISION: Download("clip_vision", f"{HUB}/openai/clip-vit-large-patch14/resolve/main/model.safetensors"),
     HYPER_SD: Download("loras", f"{HUB}/ByteDance/Hyper-SD/resolve/main/{HYPER_SD}"),
     DETAIL_LORA: Download("loras", f"{HUB}/OedoSoldier/detail-tweaker-lora/resolve/main/{DETAIL_LORA}"),
     CANNY: Download("controlnet", f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/{CANNY}"),
@@ -59,10 +57,9 @@ YOUR_STYLE = ("The styles in inst-demo ship with this pack and fit its small dem
               "checkpoint learn a style first (template 02), then press R and choose it.")
 
 
-def steps(*three: str, more: str = "") -> str:
+def steps(*three: str, more: str) -> str:
     """A note: numbered steps, then what else is worth knowing."""
-    numbered = "\n".join(f"### {i}. {step}" for i, step in enumerate(three, 1))
-    return f"{numbered}\n\n{more}" if more else numbered
+    return "\n".join(f"### {i}. {step}" for i, step in enumerate(three, 1)) + f"\n\n{more}"
 
 
 # ---- parts of templates ----
