@@ -101,6 +101,11 @@ class Client:
             return prompt_id
 
 
+def saved_pictures(entry: dict) -> list[dict[str, str]]:
+    """What Save Image wrote, of a history entry: filename, subfolder and type of each, as ``/view`` takes them."""
+    return [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
+
+
 def _reason(entry: dict) -> str:
     for kind, data in entry["status"]["messages"]:
         if kind == "execution_error":
