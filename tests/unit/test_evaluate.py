@@ -104,15 +104,12 @@ def test_resumed_is_uninterrupted(run, tmp_path, monkeypatch):
     assert float(means["copy of content"]["lpips"]) == 0
     assert "| CAST" in (tmp_path / "whole" / "cost.md").read_text()
 
+    copied, unrelated = (np.asarray(Image.open(tmp_path / "whole" / "pictures" / name)).astype(int)
+                         for name in ("copy-of-content/b__a.png", "unrelated-picture/a__a.png"))
+    assert abs(copied - unrelated).max() <= 1  # the unrelated picture is the next content
+
     status, said = run(tmp_path / "whole", "--square")
     assert status == 1 and "run.json is of a run with other pictures or settings" in said
-
-
-def test_the_unrelated_picture_is_the_next_content(run, tmp_path):
-    assert run(tmp_path, "--methods", "cast")[0] == 0
-    copied, unrelated = (np.asarray(Image.open(tmp_path / "pictures" / name / f"{content}__a.png")).astype(int)
-                         for name, content in (("copy-of-content", "b"), ("unrelated-picture", "a")))
-    assert abs(copied - unrelated).max() <= 1
 
 
 @pytest.mark.parametrize("more, message", [
@@ -148,8 +145,8 @@ def test_other_weights_are_other_settings_and_a_servers_memory_is_not_ours(model
 
 
 def test_the_presets_size():
-    options = argparse.Namespace(preset="styleid", size=64, square=False)
-    evaluate.apply_preset(options, 20, 40)
+    options = argparse.Namespace(size=64, square=False)
+    evaluate.apply_styleid(options, 20, 40)
     assert options.size == 512 and options.square
 
 

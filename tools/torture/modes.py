@@ -6,6 +6,7 @@ refuse in one sentence before work begins.  Memory modes do nothing on a CPU, so
 (tests/device, needs g++): what they move there stays or goes as on a GPU.
 """
 import argparse
+import io
 import json
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import dev
 import numpy as np
-from comfyui.client import Client, PromptError
+from comfyui.client import Client, PromptError, saved_pictures
 from comfyui.in_process import MODELS, ROOT, use_comfyui
 from PIL import Image
 from workflows.api import to_api
@@ -167,16 +168,15 @@ def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
 def prompt_of(mode: Mode, object_info: dict) -> dict:
     workflow = json.loads((ROOT / "workflows" / WORKFLOW).read_text(encoding="utf-8"))
     prompt = to_api(workflow, object_info)
+    loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    prompt[loader]["inputs"]["ckpt_name"] = mode.checkpoint
     for node in prompt.values():
         node["inputs"] |= WIDGETS.get(node["class_type"], {})
-        if node["class_type"] == "CheckpointLoaderSimple":
-            node["inputs"]["ckpt_name"] = mode.checkpoint
-    if mode.compiled:
-        loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
-        for node in prompt.values():
+        if mode.compiled:
             node["inputs"] |= {k: ["compiled", 0] for k, v in node["inputs"].items() if v == [loader, 0]}
-        prompt["compiled"] = {"class_type": "TorchCompileModel", "inputs": {"model": [loader, 0],
-                                                                            "backend": "inductor"}}
+    if mode.compiled:
+        prompt["compiled"] = {"class_type": "TorchCompileModel",
+                              "inputs": {"model": [loader, 0], "backend": "inductor"}}
     return prompt
 
 
@@ -186,8 +186,7 @@ def run(mode: Mode, client: Client) -> Outcome:
         entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
     except PromptError as error:
         return Outcome([], None, str(error))
-    image = next(i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output")
-    picture = np.asarray(Image.open(dev.HOME / "output" / image["subfolder"] / image["filename"]), dtype=float)
+    picture = np.asarray(Image.open(io.BytesIO(client.get("/view", **saved_pictures(entry)[0]))), dtype=float)
     styles = (dev.HOME / "models" / "inst_styles").glob("*.safetensors")
     newest = max(styles, key=lambda path: path.stat().st_mtime_ns)
     return Outcome(load_style(newest).losses, picture)
