@@ -107,23 +107,19 @@ def environ() -> dict[str, str]:
     return {**kept, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
 
 
-def run(*command: str | Path, what: str, hint: str = "", **variables: str) -> None:
-    """Runs a command quietly; if it fails, shows the end of what it said and the hint."""
+def run(*command: str | Path, what: str, hint: str = "", shown: bool = False, **variables: str) -> None:
+    """Runs a command; if it fails, shows the end of what it said, unless that was shown already, and the hint."""
     say(what)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**environ(), **variables})
+    done = subprocess.run(command, capture_output=not shown, text=True, env={**environ(), **variables})
     if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-15:])
+        said = "" if shown else "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-15:])
         raise SetupError(f"{what} failed:\n{said}\n{hint}".rstrip())
 
 
 def fetch(*command: str | Path, what: str, **variables: str) -> None:
     """Runs a command that needs the package index; on a terminal its progress bars are seen."""
-    if not sys.stderr.isatty():
-        return run(*command, "-q", what=what, hint=NETWORK, **variables)
-    say(what)
-    if subprocess.run(command, env={**environ(), **variables}).returncode:
-        raise SetupError(f"{what} failed; the reason stands above. {NETWORK}")
+    shown = sys.stderr.isatty()
+    run(*command, *([] if shown else ["-q"]), what=what, hint=NETWORK, shown=shown, **variables)
 
 
 def index_for_uv() -> dict[str, str]:

@@ -19,11 +19,14 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES, MODELS = ROOT / "samples", dev.HOME / "models"
-sys.path.append(str(ROOT / "tests" / "browser"))
+sys.path += [str(ROOT), str(ROOT / "tests" / "browser")]
 
 from editor import FLAGS, SCREEN, Editor  # noqa: E402
 from newcomer import FIRST_PICTURE, Newcomer, Stage  # noqa: E402
 
+from inst_core.metrics.tables import markdown  # noqa: E402
+
+HEAD = "what a newcomer does", "clicks", "typed", "files chosen", "seconds", "of computing"
 MARKS = "<!-- table: begin -->", "<!-- table: end -->"
 PATIENCE = 3600  # seconds, for slow machines and large checkpoints
 
@@ -47,21 +50,18 @@ def newcomer_in(home: Path) -> Iterator[Newcomer]:
             browser.close()
 
 
-def row(name: str, stages: list[Stage]) -> str:
-    clicks, typed, files, seconds, work = (sum(getattr(s, what) for s in stages)
-                                           for what in ("clicks", "typed", "files", "seconds", "work"))
-    return f"| {name} | {clicks} | {typed} | {files} | {seconds:.0f} | {work:.0f} |"
-
-
 def table(stages: list[Stage]) -> str:
     """The stages as Markdown, with a sum where the first picture is there."""
-    lines = ["| what a newcomer does | clicks | typed | files chosen | seconds | of computing |",
-             "|---|--:|--:|--:|--:|--:|"]
+    def row(name: str, stages: list[Stage]) -> list[str]:
+        return [name, *(f"{sum(getattr(stage, what) for stage in stages):.0f}"
+                        for what in ("clicks", "typed", "files", "seconds", "work"))]
+
+    rows = []
     for place, stage in enumerate(stages, 1):
-        lines.append(row(stage.name, [stage]))
+        rows.append(row(stage.name, [stage]))
         if stage.name == FIRST_PICTURE:
-            lines.append(row("**until the first picture**", stages[:place]))
-    return "\n".join(lines)
+            rows.append(row("**until the first picture**", stages[:place]))
+    return markdown(HEAD, rows)
 
 
 def main() -> None:

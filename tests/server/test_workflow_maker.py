@@ -21,7 +21,7 @@ def shipped(name: str) -> dict:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_templates_are_as_described(g, name):
     SHIPPED[name](g)
-    assert json.loads(json.dumps(g.document())) == shipped(f"workflows/{name}.json")
+    assert json.loads(json.dumps(g.document())) == shipped(f"workflows/{name}.json"), "run tools/workflows make URL"
 
 
 def test_the_box_is_as_described(g):
