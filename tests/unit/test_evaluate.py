@@ -1,7 +1,6 @@
 """tools/evaluate.py: an interrupted and resumed run gives what an uninterrupted one gives."""
 import argparse
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -159,49 +158,3 @@ def test_pictures_are_opened_at_the_size_asked_for(pictures, tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     with pytest.raises(evaluate.EvaluationError, match=r"x\.jpg and x\.png in .* have the same name"):
         evaluate.pictures_in(tmp_path)
-
-
-class Server:
-    """Stands for a ComfyUI that answers with the painting it was given."""
-
-    def __init__(self):
-        self.url, self.uploads, self.prompts = "http://nowhere", {}, []
-
-    def upload(self, name, content):
-        self.uploads[name] = content
-        return name
-
-    def object_info(self):
-        image = {"input": {"required": {"image": ["COMBO", {}]}}}
-        return {"LoadImage": image, "SaveImage": {"input": {"required": {"images": ["IMAGE"]}}}}
-
-    def queue(self, prompt):
-        self.prompts.append(json.loads(json.dumps(prompt)))
-        return "1"
-
-    def wait(self, prompt_id, timeout):
-        picture = {"filename": self.prompts[-1]["2"]["inputs"]["image"], "subfolder": "", "type": "output"}
-        return {"outputs": {"3": {"images": [picture]}}}
-
-    def get(self, path, filename, **rest):
-        return self.uploads[filename]
-
-
-def workflow(tmp_path: Path, *titles: str) -> Path:
-    nodes = [{"id": i, "type": "LoadImage", "title": title, "widgets_values": ["x.png"], "inputs": []}
-             for i, title in enumerate(titles, 1)]
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps({"nodes": [*nodes, {"id": 3, "type": "SaveImage", "inputs": []}], "links": []}))
-    return path
-
-
-def test_a_workflow_gets_both_pictures_and_gives_its_saved_one(monkeypatch, tmp_path):
-    server = Server()
-    monkeypatch.setattr(evaluate, "Client", lambda url: server)
-    content, style = (torch.rand(1, 3, 8, 9, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-    result = evaluate.Workflow(workflow(tmp_path, "Photograph", "Painting"), "url")(content, style, None)
-    assert (result - style).abs().max() <= 0.5 / 255 + 1e-6
-    photograph = server.uploads[server.prompts[0]["1"]["inputs"]["image"]]
-    assert photograph == evaluate.as_png(content)
-    with pytest.raises(evaluate.EvaluationError, match="no Load Image called Painting"):
-        evaluate.Workflow(workflow(tmp_path, "Photograph", "Other"), "url")(content, style, None)

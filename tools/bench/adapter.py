@@ -50,7 +50,7 @@ def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
     for path, rank in product(quality.paintings_of(args.paintings)[:args.count], args.ranks):
         found = []
         for seed in range(args.seeds):
-            found.append(quality.learn(bench, path, replace(recipe, seed=seed), args.layers, rank=rank))
+            found.append(quality.learn(bench, path, replace(recipe, seed=seed), rank=rank))
             print(f"[benchmark] {path.stem}, rank {rank}, seed {seed}: {found[-1].verdict}", file=sys.stderr)
         starts, ends = [run.checks[0].loss for run in found], [run.kept for run in found]
         fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
@@ -68,10 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=2, help="how many of them")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS)
-    parser.add_argument("--layers", choices=["all", "late"], default="all")
     parser.add_argument("--pixels", type=int, default=128, help="side of the paintings")
-    parser.add_argument("--steps", type=int, default=0, help="0 = those of the recipe")
-    parser.add_argument("--rate", type=float, default=0.0, help="0 = that of the recipe")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,8 +79,7 @@ def main(args: argparse.Namespace) -> int:
     vision = in_process.MODELS / "clip_vision" / "inst-small-vit-l.safetensors"
     bench = (quality.Bench(args.checkpoint, vision, args.pixels) if args.checkpoint
              else Shrunk(args.family, args.pixels))
-    recipe = choose_recipe("direct", steps=args.steps, rate=args.rate)
-    rows = list(table_rows(bench, args, recipe))
+    rows = list(table_rows(bench, args, choose_recipe("direct")))
     print(f"{args.checkpoint.stem if args.checkpoint else f'small random {args.family}'}, {args.pixels} px\n\n"
           f"{markdown(HEAD, rows)}")
     return 0

@@ -104,7 +104,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_arguments(parser, contents=2, styles=3, pixels=256)
     parser.add_argument("--side", type=int, dest="pixels", help="the same as --pixels")
     parser.set_defaults(work=in_process.ROOT / ".dev" / "content")
-    parser.add_argument("--rows", nargs="*", help="only these")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -120,8 +119,6 @@ def main(args: argparse.Namespace) -> int:
         trivial = {name: lambda content, make=make, case=case: make(content.pixels, case.stained.pixels, None)
                    for name, make in metrics.TRIVIAL.items() if name in TRIVIAL}
         for row, paint in (trivial | row_makers(bench, case)).items():
-            if args.rows and row not in args.rows:
-                continue
             for content in bench.contents:
                 name = f"{content.name}__{case.stained.name}-{digest(content.digest, case.stained.digest)}.png"
                 path = args.work / "results" / row.replace(" ", "-") / name

@@ -215,26 +215,15 @@ def row(mode: Mode, outcome: Outcome, usual: Outcome, wrong: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="models, as 'tools/dev.py setup' makes them")
-    parser.add_argument("--only", default="", help="only modes whose name has this in it, and what they are compared "
-                        "with")
-
-
-def chosen(words: str) -> list[Mode]:
-    """The modes whose name has these words in it, behind those that they are compared with."""
-    named = [mode for mode in MODES if words in mode.name]
-    devices = {mode.gpu for mode in named}
-    return [mode for mode in MODES if mode in named or not mode.options and not mode.weights and not mode.compiled
-            and mode.gpu in devices]
 
 
 def main(args: argparse.Namespace) -> list[str]:
     """What was found; prints the table."""
-    if any(mode.weights for mode in chosen(args.only)):
-        use_comfyui(on_cpu=True)
+    use_comfyui(on_cpu=True)
     print("| options | device | held-out loss before | after | picture differs by | |\n|---|---|---|---|---|---|")
     usual: dict[bool, Outcome] = {}
     found = []
-    for _, group in groupby(chosen(args.only), key=lambda mode: mode.server):
+    for _, group in groupby(MODES, key=lambda mode: mode.server):
         modes = list(group)
         with serving(modes, args.models) as client:
             for mode in modes:
