@@ -13,6 +13,7 @@ OUTPUT/cost.md       seconds and peak memory              OUTPUT/sheet.jpg   wha
 OUTPUT/pictures, OUTPUT/pairs   each result, and its numbers
 """
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +137,9 @@ class Library:
         """A file for each part of a method, those with official names first; None when one is missing."""
         chosen = []
         for part in recipe.parts:
-            fitting = [name for name, weights in self.files.items() if part.fits(name, weights)]
-            if not fitting:
-                return None
-            chosen.append(min(fitting, key=lambda name, part=part: not name.endswith(part.file)))
-        return chosen
+            fitting = (name for name, weights in self.files.items() if part.fits(name, weights))
+            chosen.append(min(fitting, key=lambda name, part=part: not name.endswith(part.file), default=None))
+        return None if None in chosen else chosen
 
     def holding(self, key: str) -> str | None:
         """The first file with a tensor whose name ends like this."""
@@ -150,10 +149,8 @@ class Library:
         """{name of the family: first file of it}."""
         found = {}
         for name, weights in self.files.items():
-            try:
+            with contextlib.suppress(ValueError):
                 found.setdefault(vgg.recognise(weights).name, name)
-            except ValueError:
-                continue
         return found
 
 
@@ -244,16 +241,12 @@ class Workflow:
         return open_picture(io.BytesIO(self._client.get("/view", **made[-1])))
 
 
-def _trivial(make: Callable, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
-    return make(content, style, metrics.trivial.upside_down(content) if unrelated is None else unrelated)
-
-
 def available(library: Library, options: argparse.Namespace, device: torch.device) -> dict[str, Method]:
     """{name: method} of everything that can run here."""
     def digests(names: Sequence[str]) -> dict[str, str]:
         return {name: sha256(library.folder / name) for name in names}
 
-    found = [Method(name, {}, partial(_trivial, make), trivial=True) for name, make in metrics.TRIVIAL.items()]
+    found = [Method(name, {}, make, trivial=True) for name, make in metrics.TRIVIAL.items()]
     for recipe in RECIPES:
         files = library.recipe_files(recipe)
         if files and recipe.name not in {method.name for method in found}:
@@ -331,36 +324,30 @@ class Run:
         for name, wanted in settings.items():
             write_json(self.output / name, wanted)
 
-    def unrelated(self, content: str) -> Tensor | None:
-        """The next content, if there is another."""
+    def unrelated(self, content: str) -> Tensor:
+        """The next content, or where there is no other the same upside down."""
         names = list(self.contents)
         other = names[(names.index(content) + 1) % len(names)]
-        return None if other == content else self.open(self.contents[other])
+        picture = self.open(self.contents[other])
+        return metrics.trivial.upside_down(picture) if other == content else picture
 
     def open(self, path: Path) -> Tensor:
         return open_picture(path, self.size, self.square)
 
     def evaluate(self) -> None:
         """Whatever is not finished yet."""
-        total = len(self.contents) * len(self.styles) * len(self.methods)
-        with tqdm(total=total, desc="evaluate", unit="picture") as bar:
-            for content, style in self.pairs():
-                due = [method for method in self.methods if self.record(method, content, style) is None]
-                bar.update(len(self.methods) - len(due))
-                if not due:
-                    continue
+        for content, style in tqdm(list(self.pairs()), desc="evaluate", unit="pair"):
+            due = [method for method in self.methods if self.record(method, content, style) is None]
+            if due:
                 pictures = self.open(self.contents[content]), self.open(self.styles[style])
                 pair = self.judge.pair(*pictures)
-                for method in due:
-                    bar.set_postfix_str(f"{method.name}: {content}, {style}")
-                    self._one(method, content, style, pair, pictures)
-                    bar.update()
+            for method in due:
+                self._one(method, content, style, pair, pictures)
 
     def _one(self, method: Method, content: str, style: str, pair: metrics.Pair,
              pictures: tuple[Tensor, Tensor]) -> None:
         unrelated = self.unrelated(content) if method.trivial else None
-        device = self.judge.networks.device
-        with PeakMemory(device) as memory, torch.no_grad():
+        with PeakMemory(self.judge.networks.device) as memory, torch.no_grad():
             start = time.perf_counter()
             result = method.paint(*pictures, unrelated).cpu()
             seconds = time.perf_counter() - start
@@ -433,7 +420,7 @@ def write_results(run: Run, inception: torch.nn.Module | None) -> str:
 
 # ---- command line ----
 
-def _workflow(text: str) -> tuple[str, Path]:
+def named_workflow(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not Path(path).is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE with a workflow file that is there")
@@ -457,7 +444,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gatys-steps", type=int, default=gatys.OFFICIAL_STEPS)
     parser.add_argument("--gatys-style-weight", type=float, default=1.0, help="times the authors' weight (default 1)")
     parser.add_argument("--server", help="address of a running ComfyUI with this pack, for 'inst' and --workflow")
-    parser.add_argument("--workflow", type=_workflow, action="append", default=[], metavar="NAME=FILE",
+    parser.add_argument("--workflow", type=named_workflow, action="append", default=[], metavar="NAME=FILE",
                         help="another workflow to run on --server, with Load Image nodes called Photograph and "
                              "Painting and a Save Image")
     parser.add_argument("--clip", type=Path, metavar="FILE", help="clip-vit-large-patch14, for CLIP similarity")

@@ -42,15 +42,6 @@ def file(tree):
     return plain._replace(digest=weights.digest(weights.convert(tree, plain)))
 
 
-def test_kernels_are_turned_to_torch_layout(tree, file):
-    arrays = weights.convert(tree, file)
-    assert list(arrays)[:4] == ["features.0.weight", "features.0.bias", "features.3.weight", "features.3.bias"]
-    kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
-    assert arrays["features.3.weight"].shape == (3, 2, 3, 3)
-    assert arrays["features.3.weight"][2, 1, 0, 2] == kernel[0, 2, 1, 2]
-    assert arrays["lin4.model.1.weight"].shape == (1, 6, 1, 1)
-
-
 def test_vgg16_keys_are_those_the_pack_recognises():
     keys = {f"features.{i}" for i in weights.FILES[0].convolutions}
     assert keys == set(vgg.TORCHVISION_16.keys.values())
