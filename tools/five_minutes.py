@@ -18,7 +18,8 @@ from pages import write_between
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLES, MODELS = ROOT / "samples", dev.HOME / "models"
+MODELS, PAINTING = dev.HOME / "models", ROOT / "samples" / "inst_painting_3.jpg"
+PHOTOGRAPHS = ROOT / "samples" / "inst_photograph.jpg", ROOT / "samples" / "inst_photograph_2.jpg"
 sys.path += [str(ROOT), str(ROOT / "tests" / "browser")]
 
 from editor import FLAGS, SCREEN, Editor  # noqa: E402
@@ -66,9 +67,6 @@ def table(stages: list[Stage]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--painting", type=Path, default=SAMPLES / "inst_painting_3.jpg")
-    parser.add_argument("--photograph", type=Path, default=SAMPLES / "inst_photograph.jpg")
-    parser.add_argument("--second", type=Path, default=SAMPLES / "inst_photograph_2.jpg", help="another photograph")
     parser.add_argument("--checkpoint", default="inst-demo.safetensors", help="as the box lists it")
     parser.add_argument("--quality", default="quick", help="as the box lists it")
     parser.add_argument("--into", type=Path, metavar="PAGE", help="write the table there, between its marks")
@@ -76,7 +74,7 @@ def main() -> None:
     choices = {"checkpoint": args.checkpoint, "quality": args.quality}
     with tempfile.TemporaryDirectory() as folder, newcomer_in(Path(folder)) as newcomer:
         newcomer.arrive()
-        _, renamed = newcomer.walk(args.painting, (args.photograph, args.second), choices)
+        _, renamed = newcomer.walk(PAINTING, PHOTOGRAPHS, choices)
         newcomer.delete(renamed)
     print(table(newcomer.stages))
     if args.into is not None:

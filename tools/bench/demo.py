@@ -23,10 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser, contents: int = 3, styles: in
                         help=f"how many photographs and paintings ({contents} {styles})")
     parser.add_argument("--pixels", type=int, default=pixels, help=f"side of the pictures ({pixels})")
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
-    parser.add_argument("--weights", type=Path, default=in_process.MODELS / "style_transfer" / "lpips-alex.safetensors",
-                        help="AlexNet with the LPIPS heads")
-    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
     parser.add_argument("--work", type=Path, default=QUALITY, help="where learned styles are kept")
+    parser.set_defaults(device=torch.device("cpu"), comfyui=None, clip_vision=None,
+                        models=in_process.MODELS / "style_transfer")
 
 
 class Bench:
@@ -35,11 +34,11 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         torch.set_num_threads(1)
-        args.device, args.clip_vision, args.models = torch.device("cpu"), None, args.weights.parent
         self.studio = Studio(args, args.work / "styles" / evaluate.sha256(args.checkpoint)[:16])
         from inst_core import metrics
 
-        self.judge = metrics.Judge(metrics.load_networks(evaluate.read_weights(args.weights)), args.pixels)
+        alexnet = evaluate.read_weights(args.models / evaluate.LPIPS_FILE)
+        self.judge = metrics.Judge(metrics.load_networks(alexnet), args.pixels)
         self.contents, whole = ([*_spread(quality.pictures_in(folder, None), count)]
                                 for folder, count in zip((args.contents, args.styles), args.count, strict=True))
         self.contents = [of_side(p, args.pixels) for p in self.contents]
