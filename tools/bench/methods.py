@@ -6,11 +6,11 @@ the two of a row run one after the other.  With OMP_NUM_THREADS=1 on a CPU, seco
 work on the machine does not change.
 """
 import argparse
-import json
 import math
+import multiprocessing
 import os
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,6 @@ from inst_core.methods import RECIPES, Limits, StyleTransferModel, adaattn, styt
 from inst_core.methods.vgg import VGG
 from inst_core.metrics.tables import markdown
 
-TOOLS = Path(__file__).resolve().parents[1]
 METHODS = ("StyTr2", "AdaAttN", "CAST")
 SIZES = (256, 512, 1024)
 OURS, OFFICIAL = "ours", "official"
@@ -126,13 +125,10 @@ def measure(name: str, size: int, kind: str, device: torch.device, repeats: int)
         return Cost(None, limit)
 
 
-def measured_apart(name: str, size: int, kind: str, device: str, repeats: int) -> Cost:
+def measured_apart(*of: object) -> Cost:
     """``measure`` in a fresh process."""
-    command = [sys.executable, "-m", "bench.methods", name, str(size), kind, device, str(repeats)]
-    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, timeout=WORKER_SECONDS)
-    if done.returncode:
-        raise RuntimeError(f"{name} at {size} px ({kind}) failed:\n{done.stderr[-2000:]}")
-    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *of).result(WORKER_SECONDS)
 
 
 # ---- the table ----
@@ -159,17 +155,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    done = []
+    done, device = [], torch.device(args.device)
     for name, size in product(args.methods, args.sizes):
         repeats = args.repeats if size <= 512 else 1
-        done.append(row(name, size, *(measured_apart(name, size, kind, args.device, repeats)
-                                      for kind in (OURS, OFFICIAL))))
+        done.append(row(name, size, *(measured_apart(name, size, kind, device, repeats) for kind in (OURS, OFFICIAL))))
         print("[benchmark]", *done[-1], file=sys.stderr, flush=True)
-    print(f"{name_of(torch.device(args.device))}\n")
+    print(f"{name_of(device)}\n")
     print(markdown(HEAD, done))
     return 0
-
-
-if __name__ == "__main__":
-    which, side, arithmetic, where, runs = sys.argv[1:]
-    print(json.dumps(measure(which, int(side), arithmetic, torch.device(where), int(runs))))
