@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import dev
 import numpy as np
+import torch
 from comfyui.client import Client, PromptError, saved_pictures
 from comfyui.in_process import MODELS, ROOT, use_comfyui
 from PIL import Image
+from whole import read_tensors, save_tensors
 from workflows.api import to_api
 
 sys.path.append(str(ROOT))
@@ -109,30 +111,26 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
         format_name: a torch type ("float8_e4m3fn": plain numbers of that type), or one of the host's QUANT_ALGOS
             ("scaled float8_e4m3fn" for that one).
     """
-    import torch
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
 
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    weights, algorithm = load_file(source), format_name.removeprefix("scaled ")
+    weights, metadata = read_tensors(source)
+    algorithm = format_name.removeprefix("scaled ")
     plain = format_name == algorithm and hasattr(torch, algorithm)
     for key in [k for k, v in weights.items() if k.startswith(DENOISER) and k.endswith(".weight") and v.ndim == 2]:
         if plain:
             weights[key] = weights[key].to(getattr(torch, algorithm))
             continue
-        matrix = weights.pop(key).float()
         layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
         try:
-            packed = QuantizedTensor.from_float(matrix.to(torch.bfloat16), layout)
+            packed = QuantizedTensor.from_float(weights[key].to(torch.bfloat16), layout)
         except (RuntimeError, ValueError, NotImplementedError):  # of a shape that the format cannot hold
-            weights[key] = matrix
+            weights[key] = weights[key].float()
             continue
+        del weights[key]
         weights |= packed.state_dict(key)
         name = key.removesuffix("weight") + "comfy_quant"
         weights[name] = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
-    save_file({k: v.contiguous() for k, v in weights.items()}, target, metadata)
+    save_tensors(target, weights, metadata)
 
 
 def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
@@ -143,8 +141,7 @@ def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
         if mode.weights:
             requantised(demo, checkpoints / mode.checkpoint, mode.weights)
         else:
-            (checkpoints / CHECKPOINT).unlink(missing_ok=True)
-            (checkpoints / CHECKPOINT).symlink_to(demo.resolve())
+            dev.link(checkpoints / CHECKPOINT, demo)
     if modes[0].gpu:
         memory = [option.strip("-").replace("-", "_") for option in modes[0].options if option in MEMORY]
         node = folder / "custom_nodes" / "a_pretend_device"

@@ -7,7 +7,6 @@ Node sockets and widgets come from a running server's ``/object_info``, so the f
 import argparse
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from comfyui.client import Client
@@ -180,7 +179,7 @@ def start_here(g: Graph) -> None:
     result(g, ("box", 0), "inst/start")
 
 
-def learn_style(g: Graph) -> None:
+def learn_a_style(g: Graph) -> None:
     g.note("Learn a style", steps(
         "Choose your checkpoint and your painting.", "Give the style a name, or leave auto: the painting's.",
         "Press Run. When it is done press R: the style is in Load InST Style.",
@@ -192,7 +191,7 @@ def learn_style(g: Graph) -> None:
         g.add("plot", "LossGraphNode", loss=("learn", 1), filename_prefix="inst/loss")
 
 
-def apply_saved_style(g: Graph) -> None:
+def repaint_in_a_style(g: Graph) -> None:
     g.note("Repaint with a saved style", steps(
         "Choose your checkpoint and your photograph.", "Choose a style; its painting is shown below.", "Press Run.",
         more="**repaint strength**: 0.5 keeps the layout, 0.7 gives more style. **style strength**: how far the style "
@@ -202,7 +201,7 @@ def apply_saved_style(g: Graph) -> None:
     repainted(g, "inst/applied")
 
 
-def whole_method(g: Graph) -> None:
+def everything_in_one_graph(g: Graph) -> None:
     g.note("Everything in one graph", steps(
         "Choose your checkpoint, your photograph and your painting.", "Choose a quality.", "Press Run.",
         more="What the box of template 01 does, node by node: the painting is learned, the photograph takes its "
@@ -218,7 +217,7 @@ def whole_method(g: Graph) -> None:
     repainted(g, "inst/transfer", latent=("colored", 0))
 
 
-def for_a_batch(g: Graph) -> None:
+def a_whole_batch(g: Graph) -> None:
     g.note("A whole batch", steps(
         "Choose your photographs; a new socket appears for each one.", "Choose a style.", "Press Run.",
         more="All are brought to the size of the first and repainted in one run, each with an inversion of its own. "
@@ -328,7 +327,7 @@ def in_few_steps(g: Graph) -> None:
     repainted(g, "inst/few_steps", model=("few_steps", 0), steps=8, cfg=1.0, scheduler="sgm_uniform")
 
 
-def per_region(g: Graph) -> None:
+def styles_in_regions(g: Graph) -> None:
     g.note("Styles in regions", steps(
         "Choose your photograph and two styles.", "Press Run: style A goes to the left half, style B to the rest.",
         "For a region of your own right-click the photograph, Open in Mask Editor, and connect its MASK to A here and "
@@ -367,7 +366,7 @@ def colours_by_region(g: Graph) -> None:
     repainted(g, "inst/colours_by_region", latent=("colored", 0), strength=0.4)
 
 
-def over_steps(g: Graph) -> None:
+def style_over_the_steps(g: Graph) -> None:
     g.note("A style over the steps", steps(
         "Choose your photograph and a style.",
         "Set **start_percent**, **end_percent** and **shape** of Apply InST Style; Nodes 2.0 has them among the "
@@ -450,7 +449,7 @@ def guess_a_style(g: Graph) -> None:
     repainted(g, "inst/guessed", steps=12, cfg=3.0)
 
 
-def stock_embedding(g: Graph) -> None:
+def style_in_any_prompt(g: Graph) -> None:
     g.note("A style in any prompt", steps(
         "Choose your checkpoint.", "Write \"embedding:\" and the name of a style into the prompt.", "Press Run.",
         more="A learned style is an ordinary embedding: no node of this pack is needed to use it. In round brackets "
@@ -516,7 +515,7 @@ def network_pass(g: Graph, name: str, title: str) -> None:
     g.add(name, "InST_TransferStyle", title, style_transfer_model=(f"{name}_network", 0))
 
 
-def feed_forward(title: str, g: Graph) -> None:
+def feed_forward(g: Graph, title: str) -> None:
     """One of the methods that repaint in one pass of a network."""
     paper, repository, files = FEED_FORWARD[title]
     g.note(title, steps(
@@ -530,6 +529,18 @@ def feed_forward(title: str, g: Graph) -> None:
     with g.group(title, REPAINT):
         network_pass(g, "painted", title)
     result(g, ("painted", 0), f"inst/{title.lower()}")
+
+
+def stytr2(g: Graph) -> None:
+    feed_forward(g, "StyTr2")
+
+
+def adaattn(g: Graph) -> None:
+    feed_forward(g, "AdaAttN")
+
+
+def cast(g: Graph) -> None:
+    feed_forward(g, "CAST")
 
 
 def apply_styleshot(g: Graph) -> None:
@@ -567,7 +578,7 @@ def styleshot(g: Graph) -> None:
     picture(g, "inst/styleshot")
 
 
-def compare_methods(g: Graph) -> None:
+def compare_everything(g: Graph) -> None:
     networks = [file for *_, files in FEED_FORWARD.values() for file in files]
     g.note("Compare everything", steps(
         "Choose your photograph and your painting.",
@@ -663,34 +674,11 @@ def one_box(g: Graph) -> dict:
         {"image": ("restored", 0), "style": ("learn", 0)}, ("learn", "sample"))
 
 
-SHIPPED: dict[str, Callable[[Graph], None]] = {
-    "01_start_here": start_here,
-    "02_learn_a_style": learn_style,
-    "03_repaint_in_a_style": apply_saved_style,
-    "04_everything_in_one_graph": whole_method,
-    "05_a_whole_batch": for_a_batch,
-    "06_two_styles": two_styles,
-    "07_with_controlnet": with_controlnet,
-    "08_with_lora": with_lora,
-    "09_on_sdxl": on_sdxl,
-    "10_in_few_steps": in_few_steps,
-    "11_styles_in_regions": per_region,
-    "12_style_over_the_steps": over_steps,
-    "13_several_paintings": several_paintings,
-    "14_high_resolution": high_resolution,
-    "15_strengths_side_by_side": strengths_side_by_side,
-    "16_style_in_any_prompt": stock_embedding,
-    "17_custom_sampling": custom_sampling,
-    "18_compare_everything": compare_methods,
-    "19_gatys": gatys,
-    "20_stytr2": partial(feed_forward, "StyTr2"),
-    "21_adaattn": partial(feed_forward, "AdaAttN"),
-    "22_cast": partial(feed_forward, "CAST"),
-    "23_styleshot": styleshot,
-    "24_guess_a_style": guess_a_style,
-    "25_colours_by_region": colours_by_region,
-    "26_keep_content_out": keep_content_out,
-}
+SHIPPED: dict[str, Callable[[Graph], None]] = {f"{number:02}_{build.__name__}": build for number, build in enumerate((
+    start_here, learn_a_style, repaint_in_a_style, everything_in_one_graph, a_whole_batch, two_styles, with_controlnet,
+    with_lora, on_sdxl, in_few_steps, styles_in_regions, style_over_the_steps, several_paintings, high_resolution,
+    strengths_side_by_side, style_in_any_prompt, custom_sampling, compare_everything, gatys, stytr2, adaattn, cast,
+    styleshot, guess_a_style, colours_by_region, keep_content_out), 1)}
 BLUEPRINT = "Style transfer (InST)"
 
 
