@@ -19,8 +19,8 @@ def test_each_painting_and_encoder_has_a_row_with_its_own_numbers():
             "paper": {PAINTING: [learned(2.0, 1.0, 1.1)]}}
     first, second = (dict(zip(HEAD, row, strict=True)) for row in table_rows(runs, {"direct": 4, "paper": 1}))
     assert first == {"painting": "wave", "encoder": "direct", "seeds": "2", "start": "1.5000 ± 0.0000",
-                     "kept": "0.9750 ± 0.3182", "fell by": "35.0%", "steps": "20 10", "seconds": "2"}
-    assert second["kept"] == "1.0000" and second["steps"] == "80" and second["fell by"] == "50.0%"
+                     "kept": "0.9750 ± 0.3182", "fell by": "35.00%", "steps": "20 10", "seconds": "2"}
+    assert second["kept"] == "1.0000" and second["steps"] == "80" and second["fell by"] == "50.00%"
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):

@@ -5,7 +5,6 @@ On a checkpoint of one's own, such as the demo model, or on a small random model
 latent is the picture, its colours mixed by a fixed random matrix.
 """
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,16 +47,12 @@ HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps"
 
 def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
     for path, rank in product(quality.paintings_of(args.paintings)[:args.count], args.ranks):
-        found = []
-        for seed in range(args.seeds):
-            found.append(quality.learn(bench, path, replace(recipe, seed=seed), rank=rank))
-            print(f"[benchmark] {path.stem}, rank {rank}, seed {seed}: {found[-1].verdict}", file=sys.stderr)
-        starts, ends = [run.checks[0].loss for run in found], [run.kept for run in found]
-        fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
+        found = [quality.learn(bench, path, replace(recipe, seed=seed), rank=rank) for seed in range(args.seeds)]
+        print(f"[benchmark] {path.stem}, rank {rank}: {'; '.join(run.verdict for run in found)}", file=sys.stderr)
         size = sum(tensor.nbytes for tensor in found[0].adapter.values())
-        yield [path.stem[:24], str(rank), str(len(found)), quality.show_spread(starts),
-               quality.show_spread(ends), f"{fell:.2%}", " ".join(str(len(run.losses)) for run in found),
-               f"{size / 1024:.0f}"]
+        yield [path.stem[:24], str(rank),
+               *quality.gain_of([run.checks[0].loss for run in found], [run.kept for run in found]),
+               " ".join(str(len(run.losses)) for run in found), f"{size / 1024:.0f}"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -98,18 +98,21 @@ def run(bench: Bench, kept: Kept, name: str, recipe, path: Path, seed: int, laye
 HEAD = ("painting", "encoder", "seeds", "start", "kept", "fell by", "steps", "seconds")
 
 
-def show_spread(values: list[float]) -> str:
-    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{sd}"
+def gain_of(starts: list[float], ends: list[float]) -> list[str]:
+    """How many runs there are, their held-out losses before and after, and by how much these fell."""
+    def spread(values: list[float]) -> str:
+        sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.4f}{sd}"
+
+    fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
+    return [str(len(starts)), spread(starts), spread(ends), f"{fell:.2%}"]
 
 
 def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]], batches: Mapping[str, int]) -> Iterator[list[str]]:
     """A row for each painting and encoder. ``batches``: samples a step."""
     for path, name in product(next(iter(runs.values())), runs):
         found = runs[name][path]
-        starts, ends = [r["checks"][0][2] for r in found], [r["kept"] for r in found]
-        fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
-        yield [path.stem[:24], name, str(len(found)), show_spread(starts), show_spread(ends), f"{fell:.1%}",
+        yield [path.stem[:24], name, *gain_of([r["checks"][0][2] for r in found], [r["kept"] for r in found]),
                " ".join(str(r["checks"][-1][0] // batches[name]) for r in found),
                f"{statistics.mean(r['checks'][-1][1] for r in found):.0f}"]
 

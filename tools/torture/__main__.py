@@ -81,10 +81,11 @@ def main() -> int:
     damaged.add_argument("--start", type=int, default=0)
     damaged.set_defaults(work=lambda options: read_damaged_files(options.start, options.count))
     parts.add_parser("faults", help="faults under saving").set_defaults(work=lambda _: put_faults_under_saving())
-    for name, part in (("graphs", graphs), ("modes", modes)):
-        command = parts.add_parser(name, description=part.__doc__)
-        part.add_arguments(command)
-        command.set_defaults(work=part.main)
+    random_graphs = parts.add_parser("graphs", description=graphs.__doc__, help="random graphs on a server")
+    graphs.add_arguments(random_graphs)
+    random_graphs.set_defaults(work=graphs.main)
+    parts.add_parser("modes", description=modes.__doc__, help="memory modes and precisions").set_defaults(
+        work=lambda _: modes.main())
     options = parser.parse_args()
     found = options.work(options)
     print("\n".join(found[:50]))

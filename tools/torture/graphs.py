@@ -281,9 +281,9 @@ class Torture:
             getattr(self.report, name).append(size >> 20)
 
 
-def make_home(folder: Path, models: Path) -> None:
+def make_home(folder: Path) -> None:
     """A ComfyUI home with the small models, a style and a picture."""
-    dev.link_models(models, folder)
+    dev.link_models(MODELS, folder)
     vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
     save_tensors(folder / "models" / "inst_styles" / "example.safetensors", {"clip_l": vectors})
     (folder / "input").mkdir()
@@ -305,7 +305,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no new round after this long (default an hour)")
     parser.add_argument("--kills", type=int, default=2, help="how often the server is killed (default 2)")
-    parser.add_argument("--models", type=Path, default=MODELS, help="small models, as 'tools/dev.py setup' makes them")
 
 
 def main(args: argparse.Namespace) -> list[str]:
@@ -313,7 +312,7 @@ def main(args: argparse.Namespace) -> list[str]:
     comfyui = dev.host()
     began, torture = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
-        make_home(Path(home), args.models)
+        make_home(Path(home))
         dev.use_home(Path(home))
         for life in range(args.kills + 1):
             until = args.graphs * (life + 1) // (args.kills + 1)

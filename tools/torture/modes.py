@@ -5,7 +5,6 @@ For each a server of its own learns a style on the demo checkpoint and repaints 
 refuse in one sentence before work begins.  Memory modes do nothing on a CPU, so they run on a pretend device
 (tests/device, needs g++): what they move there stays or goes as on a GPU.
 """
-import argparse
 import io
 import json
 import re
@@ -133,9 +132,9 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
     save_tensors(target, weights, metadata)
 
 
-def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
+def make_home(folder: Path, modes: list[Mode]) -> None:
     """A ComfyUI home with the demo checkpoint as the modes want it, and the pretend device where they do."""
-    checkpoints, demo = folder / "models" / "checkpoints", models / "checkpoints" / CHECKPOINT
+    checkpoints, demo = folder / "models" / "checkpoints", MODELS / "checkpoints" / CHECKPOINT
     checkpoints.mkdir(parents=True)
     for mode in modes:
         if mode.weights:
@@ -147,14 +146,14 @@ def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
         node = folder / "custom_nodes" / "a_pretend_device"
         node.mkdir(parents=True)
         (node / "__init__.py").write_text(DEVICE_NODE.format(
-            tests=str(ROOT / "tests" / "device"), memory=memory, built=str(models.parent)))
+            tests=str(ROOT / "tests" / "device"), memory=memory, built=str(MODELS.parent)))
 
 
 @contextmanager
-def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
+def serving(modes: list[Mode]) -> Iterator[Client]:
     """A client of a server that runs these modes, which differ in the model only."""
     with tempfile.TemporaryDirectory(prefix="modes-", ignore_cleanup_errors=True) as home:
-        make_home(Path(home), modes, models)
+        make_home(Path(home), modes)
         dev.use_home(Path(home))
         options = [option for option in modes[0].options if option not in MEMORY]
         state = next((MEMORY[option] for option in modes[0].options if option in MEMORY), "NORMAL_VRAM")
@@ -210,11 +209,7 @@ def row(mode: Mode, outcome: Outcome, usual: Outcome, wrong: str) -> str:
             f"{wrong or 'as without options'} |")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=Path, default=MODELS, help="models, as 'tools/dev.py setup' makes them")
-
-
-def main(args: argparse.Namespace) -> list[str]:
+def main() -> list[str]:
     """What was found; prints the table."""
     use_comfyui(on_cpu=True)
     print("| options | device | held-out loss before | after | picture differs by | |\n|---|---|---|---|---|---|")
@@ -222,7 +217,7 @@ def main(args: argparse.Namespace) -> list[str]:
     found = []
     for _, group in groupby(MODES, key=lambda mode: mode.server):
         modes = list(group)
-        with serving(modes, args.models) as client:
+        with serving(modes) as client:
             for mode in modes:
                 outcome = run(mode, client)
                 before = usual.setdefault(mode.gpu, outcome)
