@@ -110,9 +110,10 @@ def environ() -> dict[str, str]:
 def run(*command: str | Path, what: str, hint: str = "", shown: bool = False, **variables: str) -> None:
     """Runs a command; if it fails, shows the end of what it said, unless that was shown already, and the hint."""
     say(what)
-    done = subprocess.run(command, capture_output=not shown, text=True, env={**environ(), **variables})
+    place = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, text=True, env={**environ(), **variables}, **place)
     if done.returncode:
-        said = "" if shown else "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-15:])
+        said = "the reason stands above" if shown else "\n".join(done.stdout.splitlines()[-15:])
         raise SetupError(f"{what} failed:\n{said}\n{hint}".rstrip())
 
 
