@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import evaluate
 import torch
 from comfyui import in_process
 
@@ -35,8 +36,8 @@ class Shrunk:
 
         latent_format = self.model.get_model_object("latent_format")
         mix = torch.randn(latent_format.latent_channels, 3, generator=torch.Generator().manual_seed(0))
-        small = torch.nn.functional.interpolate(quality.picture_of(path).movedim(-1, 1), (self.side, self.side),
-                                                mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(evaluate.open_picture(path), (self.side, self.side), mode="bilinear",
+                                                antialias=True)
         latent = torch.einsum("cp,bphw->bchw", mix, small * 2 - 1)
         latent = latent.view(*latent.shape[:2], *[1] * (latent_format.latent_dimensions - 2), *latent.shape[2:])
         return Painting(torch.cat([latent, latent.flip(-1)]), latent)

@@ -13,14 +13,13 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import evaluate
 import torch
 from comfyui import in_process
 from kept import Kept
 from pages import write_between
-from PIL import Image
 from tqdm import tqdm
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 # Drawn, printed and painted pictures that come with ComfyUI's own packages.
 PACKAGED = [
     "comfyui_workflow_templates_media_api/templates/api_openai_dall_e_2_t2i-1.webp",
@@ -34,16 +33,9 @@ PACKAGED = [
 def paintings_of(folder: Path | None) -> list[Path]:
     """The pictures of a folder; without one, five that come with ComfyUI."""
     if folder is not None:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+        return list(evaluate.pictures_in(folder).values())
     parts = (name.split("/", 1) for name in PACKAGED)
     return [Path(find_spec(package).submodule_search_locations[0], rest) for package, rest in parts]
-
-
-def picture_of(path: Path) -> torch.Tensor:
-    """(1, H, W, 3) in [0, 1]"""
-    from torchvision.transforms.functional import pil_to_tensor
-
-    return pil_to_tensor(Image.open(path).convert("RGB")).permute(1, 2, 0)[None] / 255
 
 
 class Bench:
@@ -67,7 +59,8 @@ class Bench:
     def look_at(self, path: Path, recipe):
         from inst_core import host
 
-        return host.learning.look_at(picture_of(path), recipe, self.model, self.vae, self.vision, self.pixels)
+        picture = evaluate.open_picture(path).permute(0, 2, 3, 1)
+        return host.learning.look_at(picture, recipe, self.model, self.vae, self.vision, self.pixels)
 
 
 @torch.inference_mode()
