@@ -5,21 +5,23 @@ numbers in its widgets.  Without --checkpoint the demo model of this repository 
 there is a fourth picture: what Gatys' method makes of the same two with the real weights of VGG-16.
 """
 import argparse
-import contextlib
 import json
 import shutil
 import sys
 import time
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from comfyui.client import Client, PromptError
+import dev
+from comfyui.client import Client, PromptError, saved_pictures
 from demo_model.settings import DEMO, GUESSER, SIDE, Settings
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from whole import write_whole
 from workflows.api import to_api
+from workflows.thumbnail import strip
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 INST, GATYS = WORKFLOWS / "04_everything_in_one_graph.json", WORKFLOWS / "19_gatys.json"
@@ -32,24 +34,19 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 CONTENT, STYLE = SAMPLES / "inst_photograph.jpg", SAMPLES / "inst_painting.jpg"
 
 
-def place(path: Path, folder: Path, link: bool = True) -> str:
-    """Makes a file visible in a folder of ComfyUI; returns its name there.
-
-    Models are linked where the system allows it; pictures are copied, since the host reads none through links.
-    """
-    if not path.is_file():
-        sys.exit(f"There is no file {path}.")
+def place(path: Path, folder: Path, how: Callable[[Path, Path], object] = dev.link) -> str:
+    """Makes a file visible in a folder of ComfyUI; returns its name there."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
-    if target.exists() and target.samefile(path):
-        return target.name
+    if not (target.exists() and target.samefile(path)):
+        how(target, path)
+    return path.name
+
+
+def copy(target: Path, picture: Path) -> None:
+    """The host reads no pictures through links."""
     target.unlink(missing_ok=True)
-    if link:
-        with contextlib.suppress(OSError):
-            target.symlink_to(path.resolve())
-            return target.name
-    shutil.copyfile(path, target)
-    return target.name
+    shutil.copyfile(picture, target)
 
 
 Widgets = dict[str, dict[str, object]]  # {class of node: {input: value}}
@@ -113,8 +110,8 @@ def plan(arguments: argparse.Namespace) -> Plan:
 
 def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> None:
     """Puts the chosen files and numbers into the workflow's widgets."""
-    pictures = {"Photograph": place(arguments.content, arguments.home / "input", link=False),
-                "Painting": place(arguments.style, arguments.home / "input", link=False)}
+    pictures = {"Photograph": place(arguments.content, arguments.home / "input", copy),
+                "Painting": place(arguments.style, arguments.home / "input", copy)}
     side = chosen_plan.side
     values: Widgets = {"CheckpointLoaderSimple": {"ckpt_name": chosen_plan.checkpoint},
                        "ImageScaleToTotalPixels": {"megapixels": side**2 / 2**20},
@@ -129,7 +126,10 @@ def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> N
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = pictures[node["_meta"]["title"]]
     if chosen_plan.vision is not None:
-        connect_vision(prompt, chosen_plan.vision)
+        prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": chosen_plan.vision},
+                            "_meta": {"title": "Load CLIP Vision"}}
+        for learner in learners_of(prompt):
+            learner["clip_vision"] = ["vision", 0]
     if chosen_plan.guesser is not None:
         connect_guess(prompt, chosen_plan.guesser)
 
@@ -137,14 +137,6 @@ def fill_in(prompt: dict, arguments: argparse.Namespace, chosen_plan: Plan) -> N
 def learners_of(prompt: dict) -> list[dict]:
     """Inputs of the nodes that learn a style."""
     return [node["inputs"] for node in prompt.values() if node["class_type"] == "InST_LearnStyle"]
-
-
-def connect_vision(prompt: dict, name: str) -> None:
-    """Gives the nodes that learn a CLIP vision model."""
-    for learner in learners_of(prompt):
-        prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": name},
-                            "_meta": {"title": "Load CLIP Vision"}}
-        learner["clip_vision"] = ["vision", 0]
 
 
 def connect_guess(prompt: dict, guesser: str) -> None:
@@ -160,16 +152,16 @@ class Display:
 
     def __init__(self, prompt: dict):
         self.titles = {k: v["_meta"]["title"] for k, v in prompt.items()}
-        self.seconds: dict[str, float] = {}
-        self.running, self.since, self.note = None, time.monotonic(), ""
+        self.seconds: Counter = Counter()
+        self.running, self.since = None, time.monotonic()
 
     def __call__(self, message: dict) -> None:
         data = message["data"]
         if message["type"] == "executing":
             now = time.monotonic()
             if self.running:
-                self.seconds[self.running] = self.seconds.get(self.running, 0.0) + now - self.since
-            self.running, self.since, self.note = self.titles.get(data["node"]), now, ""
+                self.seconds[self.running] += now - self.since
+            self.running, self.since = self.titles.get(data["node"]), now
             self._line("")
         elif message["type"] == "progress":
             self._line(f"{data['value']} of {data['max']}")
@@ -180,35 +172,23 @@ class Display:
 
 def result_of(entry: dict, home: Path) -> tuple[Path, str]:
     """(result picture, what the learn node said)."""
-    pictures = [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
+    saved = saved_pictures(entry)[-1]
     said = [t for o in entry["outputs"].values() for t in o.get("text", ())]
-    return home / "output" / pictures[-1]["subfolder"] / pictures[-1]["filename"], "\n".join(said)
+    return home / "output" / saved["subfolder"] / saved["filename"], "\n".join(said)
 
 
 def side_by_side(paths: list[Path], output: Path) -> None:
-    """Content | style | result ... at one height, written whole or not at all."""
-    pictures = [Image.open(p).convert("RGB") for p in paths]
-    height = pictures[2].height
-    pictures = [p.resize((round(p.width * height / p.height), height), Image.LANCZOS) for p in pictures]
-    gap = 8
-    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, height), "white")
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + gap
-    write_whole(output, partial(sheet.save, format="PNG"))
+    """Content | style | result ... at the height of the result, written whole or not at all."""
+    pictures = [Image.open(path) for path in paths]
+    sheet = strip(pictures, pictures[2].height)
+    write_whole(output, lambda partial: sheet.save(partial, "PNG"))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--home", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help="an SD 1.x checkpoint; without it the demo model runs")
-    parser.add_argument("--clip-vision", type=Path, help="clip-vit-large-patch14.safetensors, for encoder 'paper'")
-    parser.add_argument("--content", type=Path, help="the photograph")
-    parser.add_argument("--style", type=Path, help="the painting")
-    parser.add_argument("--output", type=Path, help="where the picture goes (default .dev/demo.png)")
-    parser.add_argument("--steps", type=int, help="learning steps")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", required=True)
+    parser.add_argument("--home", type=Path, required=True)
+    dev.demo_options(parser)
     arguments = parser.parse_args()
     arguments.content = arguments.content or CONTENT
     arguments.style = arguments.style or STYLE
@@ -216,24 +196,18 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-class Told(NamedTuple):
-    """What running a workflow gave: its picture, and the seconds of each node."""
-
-    picture: Path
-    seconds: dict[str, float]
-
-
-def run(client: Client, info: dict, path: Path, arguments: argparse.Namespace, chosen_plan: Plan) -> Told:
-    """Runs a shipped workflow with the chosen files; says what happened."""
+def run(client: Client, info: dict, path: Path, arguments: argparse.Namespace,
+        chosen_plan: Plan) -> tuple[Path, Mapping[str, float]]:
+    """Runs a shipped workflow with the chosen files and says what happened; (its picture, seconds of each node)."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     prompt = to_api(workflow, info)
     fill_in(prompt, arguments, chosen_plan)
     display = Display(prompt)
     result, said = result_of(client.follow(display, lambda: client.queue(prompt, workflow)), arguments.home)
-    print("\r\033[K[demo] seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in display.seconds.items() if v >= 0.05))
-    for line in said.splitlines():
-        print(f"[demo] {line}")
-    return Told(result, display.seconds)
+    print("\r\033[K", end="")
+    speak("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in display.seconds.items() if v >= 0.05))
+    speak(said)
+    return result, display.seconds
 
 
 def before(arguments: argparse.Namespace, chosen_plan: Plan) -> str:
@@ -250,14 +224,6 @@ def before(arguments: argparse.Namespace, chosen_plan: Plan) -> str:
     return f"{chosen_plan.checkpoint} {job}, {at}.{without}"
 
 
-def after(told: Told) -> str:
-    """What happened, in plain words."""
-    learning = sum(v for k, v in told.seconds.items() if k == "Learn InST Style")
-    return (f"Learned the painting from that one picture in {learning:.0f} s, repainted the photograph in "
-            f"{sum(told.seconds.values()) - learning:.0f} s. The style is a file now: it works with these nodes, and "
-            "as embedding:NAME in any prompt.")
-
-
 def speak(text: str) -> None:
     for line in text.splitlines():
         print(f"[demo] {line}", flush=True)
@@ -272,15 +238,18 @@ def main() -> int:
     if compared:
         speak("The last picture is by the method of Gatys et al., for comparison.")
     try:
-        inst = run(client, info, INST, arguments, chosen_plan)
-        others = [run(client, info, GATYS, arguments, chosen_plan)] if compared else []
+        inst, seconds = run(client, info, INST, arguments, chosen_plan)
+        others = [run(client, info, GATYS, arguments, chosen_plan)[0]] if compared else []
     except PromptError as error:
         print(f"\n[demo] {error}", file=sys.stderr)
         return 1
-    speak(after(inst))
-    side_by_side([arguments.content, arguments.style, inst.picture, *(o.picture for o in others)], arguments.output)
+    learning = seconds["Learn InST Style"]
+    speak(f"Learned the painting from that one picture in {learning:.0f} s, repainted the photograph in "
+          f"{sum(seconds.values()) - learning:.0f} s. The style is a file now: it works with these nodes, and as "
+          "embedding:NAME in any prompt.")
+    side_by_side([arguments.content, arguments.style, inst, *others], arguments.output)
     shown = "InST | Gatys" if compared else "result"
-    print(f"[demo] content | style | {shown}: {arguments.output.resolve()}")
+    speak(f"content | style | {shown}: {arguments.output.resolve()}")
     return 0
 
 

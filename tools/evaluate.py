@@ -13,27 +13,29 @@ OUTPUT/cost.md       seconds and peak memory              OUTPUT/sheet.jpg   wha
 OUTPUT/pictures, OUTPUT/pairs   each result, and its numbers
 """
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
 import json
+import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import requests
 import torch
-from bench.peak_memory import PeakMemory
-from comfyui.client import Client, PromptError
+from bench.costs import PeakMemory
+from comfyui.client import Client, PromptError, saved_pictures
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
-from whole import write_whole
+from whole import write_bytes
 from workflows.api import to_api
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -65,10 +67,6 @@ class EvaluationError(RuntimeError):
 
 
 # ---- files ----
-
-def write_bytes(path: Path, content: bytes) -> None:
-    write_whole(path, lambda partial: partial.write_bytes(content))
-
 
 def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -113,9 +111,13 @@ def open_picture(path: Path, size: int = 0, square: bool = False) -> Tensor:
 
 
 def as_png(picture: Tensor) -> bytes:
-    levels = (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return encoded(picture[0].permute(1, 2, 0), "PNG")
+
+
+def encoded(picture: Tensor, kind: str, **options) -> bytes:
+    """Of a picture (H, W, 3)."""
     stream = io.BytesIO()
-    Image.fromarray(levels).save(stream, "PNG")
+    Image.fromarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -135,11 +137,9 @@ class Library:
         """A file for each part of a method, those with official names first; None when one is missing."""
         chosen = []
         for part in recipe.parts:
-            fitting = [name for name, weights in self.files.items() if part.fits(name, weights)]
-            if not fitting:
-                return None
-            chosen.append(min(fitting, key=lambda name, part=part: not name.endswith(part.file)))
-        return chosen
+            fitting = (name for name, weights in self.files.items() if part.fits(name, weights))
+            chosen.append(min(fitting, key=lambda name, part=part: not name.endswith(part.file), default=None))
+        return None if None in chosen else chosen
 
     def holding(self, key: str) -> str | None:
         """The first file with a tensor whose name ends like this."""
@@ -149,10 +149,8 @@ class Library:
         """{name of the family: first file of it}."""
         found = {}
         for name, weights in self.files.items():
-            try:
+            with contextlib.suppress(ValueError):
                 found.setdefault(vgg.recognise(weights).name, name)
-            except ValueError:
-                continue
         return found
 
 
@@ -221,13 +219,10 @@ class Workflow:
             EvaluationError: no server, or a workflow that does not fit.
         """
         try:
-            return self._converted()
+            prompt = to_api(self._workflow, self._client.object_info())
         except requests.ConnectionError as error:
             raise EvaluationError(f"No ComfyUI answers at {self._client.url} ({error}). 'python3 tools/dev.py "
                                   "serve' starts one.") from error
-
-    def _converted(self) -> dict:
-        prompt = to_api(self._workflow, self._client.object_info())
         titles = {node["_meta"]["title"] for node in prompt.values() if node["class_type"] == "LoadImage"}
         if lacking := {CONTENT_NODE, STYLE_NODE} - titles:
             raise EvaluationError(f"The workflow has no Load Image called {' or '.join(sorted(lacking))}.")
@@ -240,25 +235,18 @@ class Workflow:
             for node in self.prompt.values():
                 if node["class_type"] == "LoadImage" and node["_meta"]["title"] == title:
                     node["inputs"]["image"] = name
-        entry = self._client.wait(self._client.queue(self.prompt), WORKFLOW_SECONDS)
-        made = [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
+        made = saved_pictures(self._client.wait(self._client.queue(self.prompt), WORKFLOW_SECONDS))
         if not made:
             raise EvaluationError("The workflow saved no picture. It needs a Save Image.")
-        content = self._client.get("/view", **made[-1])
-        return open_picture(io.BytesIO(content))
-
-
-def _trivial(make: Callable, content: Tensor, style: Tensor, unrelated: Tensor | None) -> Tensor:
-    return make(content, style, metrics.trivial.upside_down(content) if unrelated is None else unrelated)
+        return open_picture(io.BytesIO(self._client.get("/view", **made[-1])))
 
 
 def available(library: Library, options: argparse.Namespace, device: torch.device) -> dict[str, Method]:
     """{name: method} of everything that can run here."""
-    found = [Method(name, {}, partial(_trivial, make), trivial=True) for name, make in metrics.TRIVIAL.items()]
-
     def digests(names: Sequence[str]) -> dict[str, str]:
         return {name: sha256(library.folder / name) for name in names}
 
+    found = [Method(name, {}, make, trivial=True) for name, make in metrics.TRIVIAL.items()]
     for recipe in RECIPES:
         files = library.recipe_files(recipe)
         if files and recipe.name not in {method.name for method in found}:
@@ -267,12 +255,11 @@ def available(library: Library, options: argparse.Namespace, device: torch.devic
     vggs = library.vggs()
     best_first = [f.name for f in (vgg.GATYS, vgg.CAFFE_19, vgg.TORCHVISION_19, vgg.CAFFE_16, vgg.TORCHVISION_16)]
     if file := next((vggs[name] for name in best_first if name in vggs), None):
-        settings = {"files": digests([file]), "steps": options.gatys_steps,
-                    "style_weight": options.gatys_style_weight}
-        found.append(Method("Gatys", settings, Gatys(library.files[file], options.gatys_steps,
-                                                     options.gatys_style_weight, device)))
-    for name, path in options.workflow.items():
-        found.append(Method(name, {"workflow": sha256(path)}, Workflow(path, options.server), remote=True))
+        steps, weight = options.gatys_steps, options.gatys_style_weight
+        found.append(Method("Gatys", {"files": digests([file]), "steps": steps, "style_weight": weight},
+                            Gatys(library.files[file], steps, weight, device)))
+    found += [Method(name, {"workflow": sha256(path)}, Workflow(path, options.server), remote=True)
+              for name, path in options.workflow.items()]
     return {method.name: method for method in found}
 
 
@@ -283,11 +270,11 @@ def chosen(methods: Mapping[str, Method], wanted: Sequence[str]) -> list[Method]
         EvaluationError: one that is not there.
     """
     by_name = {name.lower(): method for name, method in methods.items()}
-    if missing := [name for name in wanted if name.lower() not in by_name]:
+    wanted = [name.lower() for name in wanted]
+    if missing := [name for name in wanted if name not in by_name]:
         raise EvaluationError(f"{', '.join(missing)}: not here. Methods with weight files: "
                               f"{', '.join(n for n, m in methods.items() if not m.trivial) or 'none'}. Put files into "
                               f"--models; 'inst' needs --server.")
-    wanted = [name.lower() for name in wanted]
     return [m for name, m in by_name.items() if m.trivial or not wanted or name in wanted]
 
 
@@ -337,36 +324,30 @@ class Run:
         for name, wanted in settings.items():
             write_json(self.output / name, wanted)
 
-    def unrelated(self, content: str) -> Tensor | None:
-        """The next content, if there is another."""
+    def unrelated(self, content: str) -> Tensor:
+        """The next content, or where there is no other the same upside down."""
         names = list(self.contents)
         other = names[(names.index(content) + 1) % len(names)]
-        return None if other == content else self.open(self.contents[other])
+        picture = self.open(self.contents[other])
+        return metrics.trivial.upside_down(picture) if other == content else picture
 
     def open(self, path: Path) -> Tensor:
         return open_picture(path, self.size, self.square)
 
     def evaluate(self) -> None:
         """Whatever is not finished yet."""
-        total = len(self.contents) * len(self.styles) * len(self.methods)
-        with tqdm(total=total, desc="evaluate", unit="picture") as bar:
-            for content, style in self.pairs():
-                due = [method for method in self.methods if self.record(method, content, style) is None]
-                bar.update(len(self.methods) - len(due))
-                if not due:
-                    continue
+        for content, style in tqdm(list(self.pairs()), desc="evaluate", unit="pair"):
+            due = [method for method in self.methods if self.record(method, content, style) is None]
+            if due:
                 pictures = self.open(self.contents[content]), self.open(self.styles[style])
                 pair = self.judge.pair(*pictures)
-                for method in due:
-                    bar.set_postfix_str(f"{method.name}: {content}, {style}")
-                    self._one(method, content, style, pair, pictures)
-                    bar.update()
+            for method in due:
+                self._one(method, content, style, pair, pictures)
 
     def _one(self, method: Method, content: str, style: str, pair: metrics.Pair,
              pictures: tuple[Tensor, Tensor]) -> None:
         unrelated = self.unrelated(content) if method.trivial else None
-        device = self.judge.networks.device
-        with PeakMemory(device) as memory, torch.no_grad():
+        with PeakMemory(self.judge.networks.device) as memory, torch.no_grad():
             start = time.perf_counter()
             result = method.paint(*pictures, unrelated).cpu()
             seconds = time.perf_counter() - start
@@ -414,14 +395,12 @@ def cost_table(run: Run) -> str:
 def sheet(run: Run) -> bytes:
     """Content | style | methods for at most SHEET_ROWS pairs, spread over all."""
     pairs = list(run.pairs())
-    pairs = [pairs[i * len(pairs) // min(SHEET_ROWS, len(pairs))] for i in range(min(SHEET_ROWS, len(pairs)))]
+    pairs = pairs[::math.ceil(len(pairs) / SHEET_ROWS)]
     methods = [m for m in run.methods if not m.trivial] or run.methods
     cells = [[run.open(run.contents[c])[0], run.open(run.styles[s])[0],
               *(open_picture(run.picture_path(method, c, s))[0] for method in methods)] for c, s in pairs]
     figure = grid(cells, columns=["content", "style", *(method.name for method in methods)], height=SHEET_HEIGHT)
-    stream = io.BytesIO()
-    Image.fromarray((figure[0] * 255).round().byte().numpy()).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
+    return encoded(figure[0], "JPEG", quality=90)
 
 
 def write_results(run: Run, inception: torch.nn.Module | None) -> str:
@@ -441,7 +420,7 @@ def write_results(run: Run, inception: torch.nn.Module | None) -> str:
 
 # ---- command line ----
 
-def _workflow(text: str) -> tuple[str, Path]:
+def named_workflow(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not Path(path).is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE with a workflow file that is there")
@@ -465,27 +444,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gatys-steps", type=int, default=gatys.OFFICIAL_STEPS)
     parser.add_argument("--gatys-style-weight", type=float, default=1.0, help="times the authors' weight (default 1)")
     parser.add_argument("--server", help="address of a running ComfyUI with this pack, for 'inst' and --workflow")
-    parser.add_argument("--workflow", type=_workflow, action="append", default=[], metavar="NAME=FILE",
+    parser.add_argument("--workflow", type=named_workflow, action="append", default=[], metavar="NAME=FILE",
                         help="another workflow to run on --server, with Load Image nodes called Photograph and "
                              "Painting and a Save Image")
     parser.add_argument("--clip", type=Path, metavar="FILE", help="clip-vit-large-patch14, for CLIP similarity")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def apply_preset(options: argparse.Namespace, contents: int, styles: int) -> None:
-    """Raises EvaluationError when the folders are not the preset's."""
-    if options.preset == "styleid":
-        options.size, options.square = STYLEID_SIZE, True
-        if (contents, styles) != (STYLEID_CONTENTS, STYLEID_STYLES):
-            raise EvaluationError(f"The StyleID protocol has {STYLEID_CONTENTS} contents and {STYLEID_STYLES} styles; "
-                                  f"the folders hold {contents} and {styles}. They are in data/cnt and data/sty of the "
-                                  "StyleID repository.")
+def apply_styleid(options: argparse.Namespace, contents: int, styles: int) -> None:
+    """Raises EvaluationError when the folders are not the protocol's."""
+    options.size, options.square = STYLEID_SIZE, True
+    if (contents, styles) != (STYLEID_CONTENTS, STYLEID_STYLES):
+        raise EvaluationError(f"The StyleID protocol has {STYLEID_CONTENTS} contents and {STYLEID_STYLES} styles; the "
+                              f"folders hold {contents} and {styles}. They are in data/cnt and data/sty of the StyleID "
+                              "repository.")
 
 
 def prepared(options: argparse.Namespace) -> tuple[Run, torch.nn.Module | None]:
     """What is to be done, checked as far as it can be before the first picture."""
     contents, styles = pictures_in(options.contents), pictures_in(options.styles)
-    apply_preset(options, len(contents), len(styles))
+    if options.preset == "styleid":
+        apply_styleid(options, len(contents), len(styles))
     options.workflow = dict(options.workflow)
     if options.server:
         options.workflow.setdefault("inst", INST_WORKFLOW)

@@ -14,16 +14,20 @@ from pathlib import Path
 
 import dev
 import psutil
-from pages import put_between
+from pages import write_between
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLES, MODELS = ROOT / "samples", dev.HOME / "models"
-sys.path.append(str(ROOT / "tests" / "browser"))
+MODELS, PAINTING = dev.HOME / "models", ROOT / "samples" / "inst_painting_3.jpg"
+PHOTOGRAPHS = ROOT / "samples" / "inst_photograph.jpg", ROOT / "samples" / "inst_photograph_2.jpg"
+sys.path += [str(ROOT), str(ROOT / "tests" / "browser")]
 
 from editor import FLAGS, SCREEN, Editor  # noqa: E402
 from newcomer import FIRST_PICTURE, Newcomer, Stage  # noqa: E402
 
+from inst_core.metrics.tables import markdown  # noqa: E402
+
+HEAD = "what a newcomer does", "clicks", "typed", "files chosen", "seconds", "of computing"
 MARKS = "<!-- table: begin -->", "<!-- table: end -->"
 PATIENCE = 3600  # seconds, for slow machines and large checkpoints
 
@@ -47,28 +51,22 @@ def newcomer_in(home: Path) -> Iterator[Newcomer]:
             browser.close()
 
 
-def row(name: str, stages: list[Stage]) -> str:
-    clicks, typed, files, seconds, work = (sum(getattr(s, what) for s in stages)
-                                           for what in ("clicks", "typed", "files", "seconds", "work"))
-    return f"| {name} | {clicks} | {typed} | {files} | {seconds:.0f} | {work:.0f} |"
-
-
 def table(stages: list[Stage]) -> str:
     """The stages as Markdown, with a sum where the first picture is there."""
-    lines = ["| what a newcomer does | clicks | typed | files chosen | seconds | of computing |",
-             "|---|--:|--:|--:|--:|--:|"]
+    def row(name: str, stages: list[Stage]) -> list[str]:
+        return [name, *(f"{sum(getattr(stage, what) for stage in stages):.0f}"
+                        for what in ("clicks", "typed", "files", "seconds", "work"))]
+
+    rows = []
     for place, stage in enumerate(stages, 1):
-        lines.append(row(stage.name, [stage]))
+        rows.append(row(stage.name, [stage]))
         if stage.name == FIRST_PICTURE:
-            lines.append(row("**until the first picture**", stages[:place]))
-    return "\n".join(lines)
+            rows.append(row("**until the first picture**", stages[:place]))
+    return markdown(HEAD, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--painting", type=Path, default=SAMPLES / "inst_painting_3.jpg")
-    parser.add_argument("--photograph", type=Path, default=SAMPLES / "inst_photograph.jpg")
-    parser.add_argument("--second", type=Path, default=SAMPLES / "inst_photograph_2.jpg", help="another photograph")
     parser.add_argument("--checkpoint", default="inst-demo.safetensors", help="as the box lists it")
     parser.add_argument("--quality", default="quick", help="as the box lists it")
     parser.add_argument("--into", type=Path, metavar="PAGE", help="write the table there, between its marks")
@@ -76,12 +74,11 @@ def main() -> None:
     choices = {"checkpoint": args.checkpoint, "quality": args.quality}
     with tempfile.TemporaryDirectory() as folder, newcomer_in(Path(folder)) as newcomer:
         newcomer.arrive()
-        _, renamed = newcomer.walk(args.painting, (args.photograph, args.second), choices)
+        _, renamed = newcomer.walk(PAINTING, PHOTOGRAPHS, choices)
         newcomer.delete(renamed)
     print(table(newcomer.stages))
     if args.into is not None:
-        page = args.into.read_text(encoding="utf-8")
-        args.into.write_text(put_between(page, table(newcomer.stages), MARKS), encoding="utf-8")
+        write_between(args.into, table(newcomer.stages), MARKS)
 
 
 if __name__ == "__main__":

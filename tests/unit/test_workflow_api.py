@@ -19,9 +19,6 @@ INFO = {
             "seed": ["INT", {}], "method": ["COMBO", {}]}},
         "input_order": {"required": ["how", "seed", "method"]}, "output": ["IMAGE"],
     },
-    "Batch": {"input": {"required": {"images": ["COMFY_AUTOGROW_V3", {"template": {
-        "input": {"required": {"image": ["IMAGE", {}]}}, "prefix": "image", "min": 1, "max": 50}}],
-        "size": ["INT", {}]}}, "output": ["IMAGE"]},
     "Merge": {"input": {"required": {"first": ["MODEL"], "second": ["MODEL"]}}, "output": ["MODEL", "MODEL"]},
 }
 
@@ -78,13 +75,6 @@ def test_the_choice_of_a_dynamic_combo_brings_its_own_widgets():
         "how": "to a size", "how.width": 64, "how.crop": "center", "seed": 7, "method": "area"}
     assert values("by a factor", 0.5, 7, "fixed", "area") == {
         "how": "by a factor", "how.factor": 0.5, "seed": 7, "method": "area"}
-
-
-def test_a_growing_input_is_what_is_linked_to_it():
-    sockets = [["images.image0", "IMAGE", 1], ["images.image1", "IMAGE", 2], ["images.image2", "IMAGE", None]]
-    prompt = convert([node(1, "Load"), node(2, "Load"), node(3, "Batch", sockets, [64])],
-                     [[1, 1, 0, 3, 0, "IMAGE"], [2, 2, 0, 3, 1, "IMAGE"]])
-    assert prompt["3"]["inputs"] == {"size": 64, "images.image0": ["1", 0], "images.image1": ["2", 0]}
 
 
 def test_a_file_saved_before_a_node_got_an_input_leaves_it_to_its_default():

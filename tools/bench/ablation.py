@@ -57,7 +57,6 @@ HEAD = ("variant", "gain, % of the defaults'", "sd", "worst", "seconds")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared_arguments(parser)
     parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--only", nargs="*", help="names of variants; the defaults always run")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -65,16 +64,15 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.metrics.tables import markdown
 
     bench, kept = Bench(args.checkpoint, args.clip_vision, args.pixels), Kept(args.output / "ablation.jsonl")
-    tried = {k: v for k, v in variants(args.samples).items() if not args.only or k in {"defaults", *args.only}}
     found = {name: [run(bench, kept, name, recipe, path, seed, layers)
                     for path in paintings_of(args.paintings)[:args.count] for seed in range(args.seeds)]
-             for name, (recipe, layers) in tried.items()}
-    base = [one["checks"][0][2] - one["kept"] for one in found["defaults"]]
-    starts = [one["checks"][0][2] for one in found["defaults"]]
+             for name, (recipe, layers) in variants(args.samples).items()}
 
     def row(name: str, runs: list[dict]) -> list[str]:
         # All are measured from the defaults' start: a better start is a gain.
-        gains = [100 * (start - one["kept"]) / gain for start, one, gain in zip(starts, runs, base, strict=True)]
+        starts = [one["checks"][0][2] for one in found["defaults"]]
+        gains = [100 * (start - one["kept"]) / (start - default["kept"])
+                 for start, one, default in zip(starts, runs, found["defaults"], strict=True)]
         return [name, f"{statistics.mean(gains):.1f}", f"{statistics.stdev(gains) if len(gains) > 1 else 0:.1f}",
                 f"{min(gains):.1f}", f"{statistics.mean(one['checks'][-1][1] for one in runs):.0f}"]
 

@@ -5,13 +5,13 @@ On a checkpoint of one's own, such as the demo model, or on a small random model
 latent is the picture, its colours mixed by a fixed random matrix.
 """
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import evaluate
 import torch
 from comfyui import in_process
 
@@ -36,22 +36,11 @@ class Shrunk:
 
         latent_format = self.model.get_model_object("latent_format")
         mix = torch.randn(latent_format.latent_channels, 3, generator=torch.Generator().manual_seed(0))
-        small = torch.nn.functional.interpolate(quality.picture_of(path).movedim(-1, 1), (self.side, self.side),
-                                                mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(evaluate.open_picture(path), (self.side, self.side), mode="bilinear",
+                                                antialias=True)
         latent = torch.einsum("cp,bphw->bchw", mix, small * 2 - 1)
         latent = latent.view(*latent.shape[:2], *[1] * (latent_format.latent_dimensions - 2), *latent.shape[2:])
         return Painting(torch.cat([latent, latent.flip(-1)]), latent)
-
-
-def learn(bench, path: Path, recipe, rank: int, layers: str, report: Callable = lambda step: None):
-    """One style, learned as Learn InST Style does."""
-    from inst_core import host
-
-    with torch.inference_mode():
-        encoder = host.learning.make_encoder(bench.clip, recipe)
-        encoder = host.adapter.with_adapter(encoder, bench.model, rank, recipe, layers)
-        return host.learning.learn(bench.model, bench.clip, encoder, bench.look_at(path, recipe), recipe, "*", layers,
-                                   report)
 
 
 HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps", "adapter, KiB")
@@ -59,17 +48,12 @@ HEAD = ("painting", "adapter_rank", "seeds", "start", "kept", "fell by", "steps"
 
 def table_rows(bench, args: argparse.Namespace, recipe) -> Iterator[list[str]]:
     for path, rank in product(quality.paintings_of(args.paintings)[:args.count], args.ranks):
-        found = []
-        for seed in range(args.seeds):
-            found.append(learn(bench, path, replace(recipe, seed=seed), rank, args.layers))
-            said = f"{path.stem}, rank {rank}, seed {seed}: {found[-1].verdict}"
-            print(f"[benchmark] {said}", file=sys.stderr, flush=True)
-        starts, ends = [run.checks[0].loss for run in found], [run.kept for run in found]
-        fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
+        found = [quality.learn(bench, path, replace(recipe, seed=seed), rank=rank) for seed in range(args.seeds)]
+        print(f"[benchmark] {path.stem}, rank {rank}: {'; '.join(run.verdict for run in found)}", file=sys.stderr)
         size = sum(tensor.nbytes for tensor in found[0].adapter.values())
-        yield [path.stem[:24], str(rank), str(len(found)), quality.show_spread(starts),
-               quality.show_spread(ends), f"{fell:.2%}", " ".join(str(len(run.losses)) for run in found),
-               f"{size / 1024:.0f}"]
+        yield [path.stem[:24], str(rank),
+               *quality.gain_of([run.checks[0].loss for run in found], [run.kept for run in found]),
+               " ".join(str(len(run.losses)) for run in found), f"{size / 1024:.0f}"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,10 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=2, help="how many of them")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS)
-    parser.add_argument("--layers", choices=["all", "late"], default="all")
     parser.add_argument("--pixels", type=int, default=128, help="side of the paintings")
-    parser.add_argument("--steps", type=int, default=0, help="0 = those of the recipe")
-    parser.add_argument("--rate", type=float, default=0.0, help="0 = that of the recipe")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -94,8 +75,7 @@ def main(args: argparse.Namespace) -> int:
     vision = in_process.MODELS / "clip_vision" / "inst-small-vit-l.safetensors"
     bench = (quality.Bench(args.checkpoint, vision, args.pixels) if args.checkpoint
              else Shrunk(args.family, args.pixels))
-    recipe = choose_recipe("direct", steps=args.steps, rate=args.rate)
-    rows = list(table_rows(bench, args, recipe))
+    rows = list(table_rows(bench, args, choose_recipe("direct")))
     print(f"{args.checkpoint.stem if args.checkpoint else f'small random {args.family}'}, {args.pixels} px\n\n"
           f"{markdown(HEAD, rows)}")
     return 0

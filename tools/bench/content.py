@@ -8,22 +8,23 @@ the style alone makes the difference.  Every style and every result is kept: an 
 """
 import argparse
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import evaluate
 import torch
 from comfyui import in_process
+from demo_model.quality import ALONE, Picture, digest
 from torch import Tensor
 
 from bench import demo
 
-CLEAN, STAINED, MASKED = "clean painting", "with the thing", "style_mask"
-CONTENT, NEGATIVE, BOTH = "content word", "content word as negative", "content word, and as negative"
+CLEAN = "clean painting"
 FRAME, FIGURE = 0.1, 0.4  # shares of the side
+TRIVIAL = {"copy of content", "copy of style"}
+Paint = Callable[[Picture], Tensor]
 
 
 def mask_of_thing(side: int) -> Tensor:
@@ -35,139 +36,94 @@ def mask_of_thing(side: int) -> Tensor:
     return mask
 
 
-@dataclass(frozen=True)
-class Case:
-    """A painting, the thing in it, and both together; ``word``: the thing at the size that the demo model likes."""
+class Case(NamedTuple):
+    """A painting, the thing in it, and both together."""
 
-    clean: object
-    thing: object
-    stained: object
-    word: object
+    clean: Picture
+    thing: Picture
+    stained: Picture
 
 
-def case_of(paintings: Sequence, index: int, side: int) -> Case:
-    from demo_model.quality import Picture
-
-    word = paintings[(index + 1) % len(paintings)]
-    clean, thing = (demo.of_side(p, side) for p in (paintings[index], word))
-    pixels = torch.where(mask_of_thing(side).unsqueeze(1).bool(), thing.pixels, clean.pixels)
-    return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels), word)
+def case_of(clean: Picture, thing: Picture) -> Case:
+    pixels = torch.where(mask_of_thing(clean.pixels.shape[-1]).unsqueeze(1).bool(), thing.pixels, clean.pixels)
+    return Case(clean, thing, Picture(f"{clean.name} with {thing.name}", pixels))
 
 
-class Bench:
-    """The demo checkpoint, the pack's nodes, and what is kept of them in ``work``."""
+@torch.inference_mode()
+def learned(bench: demo.Bench, painting: Picture, **more) -> Path:
+    """The file of a painting's style, learned through the node from the word *painting*, with further inputs."""
+    from inst_pack.inst_core.style import save_style
+    from inst_pack.nodes.learn import InSTLearnStyle
 
-    def __init__(self, options: argparse.Namespace):
-        import evaluate
-        from demo_model.quality import ALONE, Studio
-
-        from inst_core import metrics
-
-        self.base, self.studio = ALONE, Studio(options, options.work / "styles")
-        networks = metrics.load_networks(evaluate.read_weights(options.models / "lpips-alex.safetensors"))
-        self.judge, self.folder = metrics.Judge(networks, options.side), options.work / "results"
-
-    def learned(self, painting, **more) -> Path:
-        """The file of a painting's style, learned through the node from the word *painting*, with further
-        inputs."""
-        from inst_pack.inst_core.style import save_style
-        from inst_pack.nodes.learn import InSTLearnStyle
-
-        base, studio = self.base, self.studio
-        path = studio.folder / f"{'-'.join(more) or 'plain'}-{painting.digest[:16]}.safetensors"
-        if not path.exists():
-            start = time.perf_counter()
-            with torch.inference_mode():
-                save_style(InSTLearnStyle.execute(
-                    studio.model, studio.clip, studio.vae, painting.pixels.permute(0, 2, 3, 1), base.encoder,
-                    base.tokens, base.learning_steps, base.learning_rate, base.batch, base.seed,
-                    resolution=painting.pixels.shape[-1], strongest=base.strongest, **more).result[0], path)
-            print(f"learned {painting.name} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        return path
-
-    def result(self, row: str, content, case: Case, paint: Callable[[], Tensor]) -> dict[str, float]:
-        """{measure: number} of one picture, painted where it is not kept."""
-        import evaluate
-        from demo_model.quality import digest
-
-        name = f"{content.name}__{case.stained.name}-{digest(content.digest, case.stained.digest)}.png"
-        path = self.folder / row.replace(" ", "-") / name
-        if not path.exists():
-            with torch.no_grad():
-                evaluate.write_bytes(path, evaluate.as_png(paint()))
-        picture = evaluate.open_picture(path)
-        own, other, stained = (self.judge.pair(content.pixels, p.pixels).measure(picture)
-                               for p in (case.clean, case.thing, case.stained))
-        return {"gram": own["gram"], "thing": other["gram"], "lpips": own["lpips"], "leakage": stained["leakage"]}
+    studio = bench.studio
+    path = studio.folder / f"{'-'.join(more) or 'plain'}-{painting.digest[:16]}.safetensors"
+    if not path.exists():
+        save_style(InSTLearnStyle.execute(
+            studio.model, studio.clip, studio.vae, painting.pixels.permute(0, 2, 3, 1), ALONE.encoder, ALONE.tokens,
+            ALONE.learning_steps, ALONE.learning_rate, ALONE.batch, ALONE.seed,
+            resolution=painting.pixels.shape[-1], strongest=ALONE.strongest, **more).result[0], path)
+        demo.say(f"learned {painting.name}")
+    return path
 
 
-def row_makers(bench: Bench, case: Case) -> dict[str, Callable]:
-    """{row: content -> picture} of one painting."""
-    mask = mask_of_thing(case.clean.pixels.shape[-1])
-
-    def applied(learn: Callable[[], Path], positive: bool = False, negative: bool = False) -> Callable:
+def row_makers(bench: demo.Bench, case: Case) -> dict[str, Paint]:
+    """{row: what paints a photograph} of one painting."""
+    @torch.inference_mode()
+    def paint(content: Picture, painting: Picture = case.stained, positive: bool = False, negative: bool = False,
+              **learning) -> Tensor:
         """``positive``: without what the content word names; ``negative``: that as negative, not an empty prompt."""
         from inst_pack.inst_core.style import load_style
         from inst_pack.nodes.style import InSTStyleConditioning
 
-        def paint(content) -> Tensor:
-            word = f"embedding:{bench.studio.learn(case.word, bench.base).stem}" if positive or negative else ""
-            with torch.inference_mode():
-                styled, other = (
-                    InSTStyleConditioning.execute(bench.studio.clip, load_style(learn()), "*", 1.0, **more).result[0]
-                    for more in ({"content": word if positive else ""},
-                                 {"content": word, "part": "content"} if negative else {}))
-                return bench.studio.paint(bench.base, content, case.clean, styled, other if negative else None)
-        return paint
+        word = f"embedding:{bench.learned(case.thing, ALONE).stem}" if positive or negative else ""
+        apply = partial(InSTStyleConditioning.execute, bench.studio.clip,
+                        load_style(learned(bench, painting, **learning)), "*", 1.0)
+        styled = apply(content=word if positive else "").result[0]
+        other = apply(content=word, part="content").result[0] if negative else None
+        return bench.repainted(content, case.clean, styled, negative=other)
 
-    stained = partial(bench.learned, case.stained)
-    return {CLEAN: applied(partial(bench.learned, case.clean)), STAINED: applied(stained),
-            MASKED: applied(partial(bench.learned, case.stained, style_mask=mask)),
-            CONTENT: applied(stained, positive=True), NEGATIVE: applied(stained, negative=True),
-            BOTH: applied(stained, positive=True, negative=True)}
+    return {CLEAN: partial(paint, painting=case.clean), "with the thing": paint,
+            "style_mask": partial(paint, style_mask=mask_of_thing(case.clean.pixels.shape[-1])),
+            "content word": partial(paint, positive=True), "content word as negative": partial(paint, negative=True),
+            "content word, and as negative": partial(paint, positive=True, negative=True)}
+
+
+def measured(bench: demo.Bench, path: Path, content: Picture, case: Case, paint: Paint) -> dict[str, float]:
+    """{measure: number} of one picture, painted where ``path`` is not there yet."""
+    if not path.exists():
+        evaluate.write_bytes(path, evaluate.as_png(paint(content)))
+    picture = evaluate.open_picture(path)
+    own, other, stained = (bench.judge.pair(content.pixels, p.pixels).measure(picture) for p in case)
+    return {"gram": own["gram"], "thing": other["gram"], "lpips": own["lpips"], "leakage": stained["leakage"]}
 
 
 HEAD = ("", "Gram to the painting", "Gram to the thing", "closer to the thing by", "LPIPS to content", "leakage")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--contents", type=Path, required=True, metavar="FOLDER", help="photographs")
-    parser.add_argument("--styles", type=Path, required=True, metavar="FOLDER", help="paintings")
-    parser.add_argument("--count", type=int, nargs=2, default=(2, 3), metavar=("PHOTOGRAPHS", "PAINTINGS"))
-    parser.add_argument("--side", type=int, default=256, help="pixels of all pictures")
-    parser.add_argument("--rows", nargs="*", help="only these")
-    parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
-    parser.add_argument("--models", type=Path, default=in_process.MODELS / "style_transfer",
-                        help="folder with the weights of AlexNet")
-    parser.add_argument("--work", type=Path, default=in_process.ROOT / ".dev" / "content", help="where all is kept")
-    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
+    demo.add_arguments(parser, contents=2, styles=3, pixels=256)
+    parser.add_argument("--side", type=int, dest="pixels", help="the same as --pixels")
+    parser.set_defaults(work=in_process.ROOT / ".dev" / "content")
 
 
 def main(args: argparse.Namespace) -> int:
-    args.device, args.clip_vision = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None
-    args.comfyui = args.comfyui or in_process.ROOT / ".dev" / "ComfyUI"
-    from demo_model.networks import host
-
-    host(args.device.type == "cpu", args.comfyui)
-    from demo_model.quality import pictures_in
-
-    from inst_core.metrics import TRIVIAL
+    photographs, paintings = args.count
+    args.count = photographs, None
+    bench, found = demo.Bench(args), {}
+    from inst_core import metrics
     from inst_core.metrics.tables import markdown
 
-    contents = [demo.of_side(p, args.side) for p in pictures_in(args.contents, args.count[0])]
-    paintings = pictures_in(args.styles, None)
-    bench, found = Bench(args), {}
-    for index in range(min(args.count[1], len(paintings))):
-        case = case_of(paintings, index, args.side)
+    styles = bench.styles
+    for clean, thing in list(zip(styles, styles[1:] + styles[:1], strict=True))[:paintings]:
+        case = case_of(clean, thing)
         trivial = {name: lambda content, make=make, case=case: make(content.pixels, case.stained.pixels, None)
-                   for name, make in TRIVIAL.items() if name in ("copy of content", "copy of style")}
+                   for name, make in metrics.TRIVIAL.items() if name in TRIVIAL}
         for row, paint in (trivial | row_makers(bench, case)).items():
-            if args.rows and row not in args.rows:
-                continue
-            for content in contents:
-                measured = bench.result(row, content, case, lambda content=content, paint=paint: paint(content))
-                found.setdefault(row, []).append(measured)
-        print(f"{index + 1} of {args.count[1]}: {case.stained.name}", file=sys.stderr, flush=True)
+            for content in bench.contents:
+                name = f"{content.name}__{case.stained.name}-{digest(content.digest, case.stained.digest)}.png"
+                path = args.work / "results" / row.replace(" ", "-") / name
+                found.setdefault(row, []).append(measured(bench, path, content, case, paint))
+        demo.say(f"done: {case.stained.name}")
 
     def line(row: str) -> list[str]:
         mean = {key: statistics.mean(one[key] for one in found[row]) for key in found[row][0]}
@@ -175,6 +131,6 @@ def main(args: argparse.Namespace) -> int:
         return [row, *(f"{number:.3f}" for number in (mean["gram"], mean["thing"], closer, mean["lpips"],
                                                       mean["leakage"]))]
 
-    print(f"{len(contents)} photographs x {args.count[1]} paintings, {args.side} px\n")
+    print(f"{len(bench.contents)} photographs x {paintings} paintings, {args.pixels} px\n")
     print(markdown(HEAD, [line(row) for row in found]))
     return 0

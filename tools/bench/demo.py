@@ -10,7 +10,7 @@ import evaluate
 import torch
 from comfyui import in_process
 from demo_model import quality
-from demo_model.quality import BASE, Picture, Studio
+from demo_model.quality import BASE, Picture, Studio, Variant
 from torch import Tensor
 
 QUALITY = in_process.ROOT / ".dev" / "quality"
@@ -23,34 +23,34 @@ def add_arguments(parser: argparse.ArgumentParser, contents: int = 3, styles: in
                         help=f"how many photographs and paintings ({contents} {styles})")
     parser.add_argument("--pixels", type=int, default=pixels, help=f"side of the pictures ({pixels})")
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
-    parser.add_argument("--weights", type=Path, default=in_process.MODELS / "style_transfer" / "lpips-alex.safetensors",
-                        help="AlexNet with the LPIPS heads")
-    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
     parser.add_argument("--work", type=Path, default=QUALITY, help="where learned styles are kept")
+    parser.set_defaults(device=torch.device("cpu"), comfyui=None, clip_vision=None,
+                        models=in_process.MODELS / "style_transfer")
 
 
 class Bench:
-    """The demo checkpoint, test pictures of one size, and the styles learned from the paintings.
-
-    Attributes:
-        contents, styles: as they are measured.
-    """
+    """The demo checkpoint, test pictures of one size (``contents`` and ``styles``), and the styles learned from the
+    paintings."""
 
     def __init__(self, args: argparse.Namespace):
         torch.set_num_threads(1)
-        args.device, args.clip_vision, args.models = torch.device("cpu"), None, args.weights.parent
         self.studio = Studio(args, args.work / "styles" / evaluate.sha256(args.checkpoint)[:16])
         from inst_core import metrics
 
-        self.judge = metrics.Judge(metrics.load_networks(evaluate.read_weights(args.weights)), args.pixels)
+        alexnet = evaluate.read_weights(args.models / evaluate.LPIPS_FILE)
+        self.judge = metrics.Judge(metrics.load_networks(alexnet), args.pixels)
         self.contents, whole = ([*_spread(quality.pictures_in(folder, None), count)]
                                 for folder, count in zip((args.contents, args.styles), args.count, strict=True))
         self.contents = [of_side(p, args.pixels) for p in self.contents]
         self.styles = [of_side(p, args.pixels) for p in whole]
         self._learned_from = dict(zip((s.digest for s in self.styles), whole, strict=True))
 
+    def learned(self, painting: Picture, variant: Variant) -> Path:
+        """The file of the style that is learned from a painting, once."""
+        return self.studio.learn(self._learned_from[painting.digest], variant)
+
     def conditioning(self, painting: Picture, **changes):
-        """Of the style that is learned from a painting, once."""
+        """Of that style."""
         return self.studio.positive(replace(BASE, **changes), self._learned_from[painting.digest])
 
     def encode(self, picture: Picture) -> dict:
@@ -63,14 +63,14 @@ class Bench:
 
     @torch.inference_mode()
     def repainted(self, content: Picture, painting: Picture, positive, model=None, steps: int = BASE.steps,
-                  strength: float = BASE.strength, **more) -> Tensor:
+                  strength: float = BASE.strength, negative=None, **more) -> Tensor:
         """(1, 3, H, W): colours matched, inverted and sampled with the demo's settings; ``more`` for InST Sample."""
         from inst_pack.nodes.color import InSTMatchColor
         from inst_pack.nodes.inversion import InSTSample
 
         from nodes import CLIPTextEncode
 
-        negative = CLIPTextEncode().encode(self.studio.clip, "")[0]
+        negative = negative or CLIPTextEncode().encode(self.studio.clip, "")[0]
         latent = InSTMatchColor.execute(self.encode(content), self.encode(painting), BASE.color, 1.0).result[0]
         made = InSTSample.execute(model or self.studio.model, positive, negative, latent, steps, BASE.cfg, BASE.sampler,
                                   BASE.scheduler, strength, BASE.seed, "matched", **more).result[0]
@@ -95,8 +95,9 @@ class Bench:
         return "{} px; photographs {}; paintings {}".format(self.contents[0].pixels.shape[-1], *names)
 
 
-def _spread(pictures: Sequence[Picture], count: int) -> Sequence[Picture]:
-    """So many of them, spread over all."""
+def _spread(pictures: Sequence[Picture], count: int | None) -> Sequence[Picture]:
+    """So many of them, spread over all; None = all."""
+    count = count or len(pictures)
     return [pictures[round(i * (len(pictures) - 1) / max(count - 1, 1))] for i in range(min(count, len(pictures)))]
 
 

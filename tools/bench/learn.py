@@ -5,7 +5,6 @@ steps of each recipe are timed after one that warms up, and totals are extrapola
 FLOPs are counted by torch, one multiply-add as two.
 """
 import argparse
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.peak_memory import PeakMemory
+from bench.costs import PeakMemory, measure_seconds, name_of
 
 RELEASED_SAMPLES = 6100
 MATRIX = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the device's limit
@@ -57,23 +56,6 @@ class Cost:
     @property
     def total(self) -> float:
         return self.fixed + self.samples * self.per_sample
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure_seconds(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Mean time of some calls: of the clock, or of the processor on a CPU with one thread, where a busy machine does
-    not change it."""
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    wait(device)
-    start = clock()
-    for _ in range(repeats):
-        function()
-    wait(device)
-    return (clock() - start) / repeats
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -151,14 +133,8 @@ def measure_released(path: Path, vision_file: Path, pixels: int, repeats: int) -
                     weights=count_weights(session))
 
 
-def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: bool | None = None,
-                 change: Callable[[torch.nn.Module], torch.nn.Module] | None = None, name: str = "ours") -> Cost:
-    """Learn InST Style with its default settings, to the last step.
-
-    Args:
-        together: whether text encoder and denoiser are on the device together; None = where both fit.
-        change: what is tried on the denoiser.
-    """
+def measure_ours(path: Path, pixels: int, repeats: int, layers: str = "all", name: str = "ours") -> Cost:
+    """Learn InST Style with its default settings, to the last step."""
     from inst_core import batch_plan, host, learning
     from inst_core.bank import draw_bank, held_out_bank
     from inst_core.recipes import RECIPES
@@ -169,10 +145,8 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
     with torch.inference_mode():
         painting = host.learning.look_at(picture(pixels), recipe, model, vae, None, pixels)
     with (host.training.training_mode(),
-          host.training.training_session(model, clip, PROMPT, recipe.tokens, layers, together) as session):
-        network, painting = session.denoiser.network, painting.clone()
-        if change is not None:
-            session.denoiser.network = change(network)
+          host.training.training_session(model, clip, PROMPT, recipe.tokens, layers) as session):
+        painting = painting.clone()
         held_out, bank = held_out_bank(painting.whole), draw_bank(painting.views, recipe, generator)
         plan, place = batch_plan.plan_batches(session, encoder, None, bank, held_out, recipe.batch)
         fixed = time.perf_counter() - start
@@ -192,7 +166,7 @@ def measure_ours(path: Path, pixels: int, repeats: int, layers: str, together: b
         cost = time_step(step, recipe.batch, repeats, session.device)
         held_out = batch_plan.prepare_bank(session, held_out, place, lambda text: None, plan)
         check = measure_seconds(lambda: learning.held_out_loss(session, encoder, None, held_out, plan), session.device)
-        session.denoiser.network, weights = network, count_weights(session)
+        weights = count_weights(session)
     checks, checked = 1, 0
     while checked < recipe.steps:
         checks, checked = checks + 1, checked + learning.steps_to_next_check(recipe, checked)
@@ -208,27 +182,12 @@ HEAD = ("recipe", "dtype", "s / sample", "faster", "TFLOP / sample", "of the lim
         "kept, MiB / sample", "peak, MiB / step", "samples", "total, s", "faster")
 
 
-def mebibytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:.0f}"
-
-
-def table_rows(costs: list[Cost], limits: dict[torch.dtype, float]) -> list[list[str]]:
-    base = costs[0]
-
-    def row(cost: Cost) -> list[str]:
-        share = cost.flops / cost.per_sample / limits[cost.dtype]
-        return [cost.name, str(cost.dtype).removeprefix("torch."), f"{cost.per_sample:.3f}",
-                f"{base.per_sample / cost.per_sample:.1f}x", f"{cost.flops / 1e12:.3f}", f"{share:.0%}",
-                mebibytes(cost.weights), mebibytes(cost.kept), mebibytes(cost.bytes), str(cost.samples),
-                f"{cost.total:.0f}", f"{base.total / cost.total:.0f}x"]
-
-    return [row(cost) for cost in costs]
-
-
-TRIED = {
-    "channels_last": lambda network: network.to(memory_format=torch.channels_last),
-    "compile": torch.compile,
-}
+def row(cost: Cost, base: Cost, limit: float) -> list[str]:
+    mebibytes = ["" if b is None else f"{b / 2**20:.0f}" for b in (cost.weights, cost.kept, cost.bytes)]
+    return [cost.name, str(cost.dtype).removeprefix("torch."), f"{cost.per_sample:.3f}",
+            f"{base.per_sample / cost.per_sample:.1f}x", f"{cost.flops / 1e12:.3f}",
+            f"{cost.flops / cost.per_sample / limit:.0%}", *mebibytes, str(cost.samples), f"{cost.total:.0f}",
+            f"{base.total / cost.total:.0f}x"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -237,14 +196,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixels", type=int, help="side of the painting (512; SDXL 1024)")
     parser.add_argument("--clip-vision", type=Path, help="clip-vit-large-patch14.safetensors; without it a random one")
     parser.add_argument("--repeats", type=int, default=None, help="timed steps (10 on a GPU, 1 on a CPU)")
-    parser.add_argument("--tried", nargs="*", choices=TRIED, default=[], help="further rows: ours with a change")
-    parser.add_argument("--in-turn", action="store_true", help="a further row: ours with the text encoder and the "
-                        "denoiser on the device in turn")
     parser.add_argument("--against", metavar="COMMIT", help="the same command on another commit of this repository, "
                         "afterwards in the same run")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
-    parser.add_argument("--half", action="store_true", help="on a CPU: all but the released recipe computes in "
-                        "bfloat16, in half precision as on a GPU, which ComfyUI itself does on no CPU")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -271,33 +225,25 @@ def main(args: argparse.Namespace) -> int:
         print(f"[benchmark] {cost}", file=sys.stderr, flush=True)
 
     keep(measure_released(path, vision, pixels, repeats))
-    if args.half:
-        comfy.model_management.should_use_bf16 = lambda *_, **__: True
-    keep(measure_ours(path, pixels, repeats, "all"))
+    keep(measure_ours(path, pixels, repeats))
     try:
         keep(measure_ours(path, pixels, repeats, "late", name="ours, late layers"))
     except ValueError as error:
         print(f"[benchmark] no row for late layers: {error}", file=sys.stderr)
-    if args.in_turn:
-        keep(measure_ours(path, pixels, repeats, "all", together=False, name="ours, models in turn"))
-    for name in args.tried:
-        keep(measure_ours(path, pixels, repeats, "all", change=TRIED[name], name=f"ours, {name}"))
     limits = {dtype: matrix_rate(device, dtype) for dtype in {c.dtype for c in costs}}
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{path.stem} at {pixels} px, {place}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix "
-          f"product: {', '.join(f'{str(d)[6:]} {r / 1e12:.3f} TFLOP/s' for d, r in limits.items())}; {repeats} timed "
-          f"steps each, totals extrapolated\n")
-    print(markdown(HEAD, table_rows(costs, limits)), flush=True)
+    best = ", ".join(f"{str(dtype)[6:]} {rate / 1e12:.3f} TFLOP/s" for dtype, rate in limits.items())
+    print(f"{path.stem} at {pixels} px, {name_of(device)}; matrix product: {best}; {repeats} timed steps each, totals "
+          "extrapolated\n")
+    print(markdown(HEAD, [row(cost, costs[0], limits[cost.dtype]) for cost in costs]), flush=True)
     return measure_other(args.against) if args.against else 0
 
 
 def measure_other(commit: str) -> int:
-    """The same command line, without the row that older commits do not have, in a checkout of another commit with this
-    one's set-up."""
+    """The same command line in a checkout of another commit with this one's set-up."""
     from comfyui import in_process
 
     arguments = [argument for argument, before in zip(sys.argv[1:], sys.argv, strict=False)
-                 if "--against" not in (argument.split("=")[0], before) and argument != "--in-turn"]
+                 if "--against" not in (argument.split("=")[0], before)]
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", str(in_process.ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", "--quiet", folder, commit], check=True)

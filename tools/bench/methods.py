@@ -6,14 +6,12 @@ the two of a row run one after the other.  With OMP_NUM_THREADS=1 on a CPU, seco
 work on the machine does not change.
 """
 import argparse
-import json
 import math
+import multiprocessing
 import os
-import platform
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +22,12 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.peak_memory import PeakMemory
+from bench.costs import PeakMemory, measure_seconds, name_of
 from inst_core.memory import is_out_of_memory
 from inst_core.methods import RECIPES, Limits, StyleTransferModel, adaattn, stytr2
 from inst_core.methods.vgg import VGG
 from inst_core.metrics.tables import markdown
 
-TOOLS = Path(__file__).resolve().parents[1]
 METHODS = ("StyTr2", "AdaAttN", "CAST")
 SIZES = (256, 512, 1024)
 OURS, OFFICIAL = "ours", "official"
@@ -77,16 +74,14 @@ def random_model(name: str) -> StyleTransferModel:
     """A method with random weights in the shapes of its released files."""
     generator = torch.Generator().manual_seed(0)
 
-    def filled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        return {key: random_tensor(key, shape) for key, shape in shapes.items()}
-
     def random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:  # biases, and the gains of normalisation layers
             return torch.full(shape, float(key.endswith("weight")))
         return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
     recipe = next(recipe for recipe in RECIPES if recipe.name == name)
-    return recipe.build(*(part.load(filled(part.shapes())) for part in recipe.parts))
+    return recipe.build(*(part.load({k: random_tensor(k, s) for k, s in part.shapes().items()})
+                          for part in recipe.parts))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -105,12 +100,6 @@ def limit_memory(device: torch.device, limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def clock(device: torch.device) -> Callable[[], float]:
-    """Processor time where it means the same, on one thread: other work on the machine does not disturb it."""
-    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
-    return time.process_time if one_thread else time.perf_counter
-
-
 @torch.inference_mode()
 def measure(name: str, size: int, kind: str, device: torch.device, repeats: int) -> Cost:
     """The fastest of some runs, and the peak memory of the first, without the weights and the pictures."""
@@ -119,16 +108,11 @@ def measure(name: str, size: int, kind: str, device: torch.device, repeats: int)
     if kind == OFFICIAL:
         use_official_arithmetic()
     limits = UNLIMITED if kind == OFFICIAL else Limits()
-    model = random_model(name).to(device)
-    generator, now = torch.Generator().manual_seed(0), clock(device)
+    model, generator = random_model(name).to(device), torch.Generator().manual_seed(0)
 
     def paint(side: int) -> float:
         content, style = (torch.rand(1, 3, side, side, generator=generator).to(device) for _ in range(2))
-        start = now()
-        model.stylize(content, style, limits=limits)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return now() - start
+        return measure_seconds(lambda: model.stylize(content, style, limits=limits), device)
 
     paint(WARM_UP)
     try:
@@ -141,38 +125,26 @@ def measure(name: str, size: int, kind: str, device: torch.device, repeats: int)
         return Cost(None, limit)
 
 
-def measured_apart(name: str, size: int, kind: str, device: str, repeats: int) -> Cost:
+def measured_apart(*of: object) -> Cost:
     """``measure`` in a fresh process."""
-    command = [sys.executable, "-m", "bench.methods", name, str(size), kind, device, str(repeats)]
-    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, timeout=WORKER_SECONDS)
-    if done.returncode:
-        raise RuntimeError(f"{name} at {size} px ({kind}) failed:\n{done.stderr[-2000:]}")
-    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *of).result(WORKER_SECONDS)
 
 
 # ---- the table ----
 
 def row(name: str, size: int, ours: Cost, official: Cost) -> list[str]:
     """How much faster and smaller ours is; where the official one did not fit, its memory is a lower bound."""
-    bound = ">" if official.seconds is None else ""
-    memory = f"{bound}{official.bytes / max(1, ours.bytes):.1f}x"
     if ours.seconds is None:
-        return [name, str(size), "does not fit", "", "", "", "", ""]
-    seconds = "did not fit" if official.seconds is None else f"{official.seconds:.2f}"
-    faster = "" if official.seconds is None else f"{official.seconds / ours.seconds:.2f}x"
+        return [name, str(size), "does not fit", *[""] * 5]
+    seconds, faster, bound = "did not fit", "", ">"
+    if official.seconds is not None:
+        seconds, faster, bound = f"{official.seconds:.2f}", f"{official.seconds / ours.seconds:.2f}x", ""
     return [name, str(size), f"{ours.seconds:.2f}", seconds, faster, f"{ours.bytes / 2**20:.0f}",
-            f"{bound}{official.bytes / 2**20:.0f}", memory]
+            f"{bound}{official.bytes / 2**20:.0f}", f"{bound}{official.bytes / max(1, ours.bytes):.1f}x"]
 
 
 HEAD = ("method", "px", "ours, s", "official, s", "faster", "ours, MiB", "official, MiB", "smaller")
-
-
-def rows(names: list[str], sizes: list[int], device: str, repeats: int) -> Iterator[list[str]]:
-    for name in names:
-        for size in sizes:
-            times = repeats if size <= 512 else 1
-            ours, official = (measured_apart(name, size, kind, device, times) for kind in (OURS, OFFICIAL))
-            yield row(name, size, ours, official)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,16 +155,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    done = []
-    for line in rows(args.methods, args.sizes, args.device, args.repeats):
-        print("[benchmark]", *line, file=sys.stderr, flush=True)
-        done.append(line)
-    place = torch.cuda.get_device_name(args.device) if "cuda" in args.device else platform.machine()
-    print(f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    done, device = [], torch.device(args.device)
+    for name, size in product(args.methods, args.sizes):
+        repeats = args.repeats if size <= 512 else 1
+        done.append(row(name, size, *(measured_apart(name, size, kind, device, repeats) for kind in (OURS, OFFICIAL))))
+        print("[benchmark]", *done[-1], file=sys.stderr, flush=True)
+    print(f"{name_of(device)}\n")
     print(markdown(HEAD, done))
     return 0
-
-
-if __name__ == "__main__":
-    which, side, arithmetic, where, runs = sys.argv[1:]
-    print(json.dumps(measure(which, int(side), arithmetic, torch.device(where), int(runs))))

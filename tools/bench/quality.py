@@ -7,20 +7,19 @@ an interruption, and it goes on where it was.
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import evaluate
 import torch
 from comfyui import in_process
 from kept import Kept
-from pages import put_between
-from PIL import Image
+from pages import write_between
 from tqdm import tqdm
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 # Drawn, printed and painted pictures that come with ComfyUI's own packages.
 PACKAGED = [
     "comfyui_workflow_templates_media_api/templates/api_openai_dall_e_2_t2i-1.webp",
@@ -34,17 +33,9 @@ PACKAGED = [
 def paintings_of(folder: Path | None) -> list[Path]:
     """The pictures of a folder; without one, five that come with ComfyUI."""
     if folder is not None:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-    roots = {name: Path(next(iter(find_spec(name).submodule_search_locations))) for name, _ in
-             (p.split("/", 1) for p in PACKAGED)}
-    return [roots[name] / rest for name, rest in (p.split("/", 1) for p in PACKAGED)]
-
-
-def picture_of(path: Path) -> torch.Tensor:
-    """(1, H, W, 3) in [0, 1]"""
-    from torchvision.transforms.functional import pil_to_tensor
-
-    return pil_to_tensor(Image.open(path).convert("RGB")).permute(1, 2, 0)[None] / 255
+        return list(evaluate.pictures_in(folder).values())
+    parts = (name.split("/", 1) for name in PACKAGED)
+    return [Path(find_spec(package).submodule_search_locations[0], rest) for package, rest in parts]
 
 
 class Bench:
@@ -68,32 +59,31 @@ class Bench:
     def look_at(self, path: Path, recipe):
         from inst_core import host
 
-        return host.learning.look_at(picture_of(path), recipe, self.model, self.vae, self.vision, self.pixels)
+        picture = evaluate.open_picture(path).permute(0, 2, 3, 1)
+        return host.learning.look_at(picture, recipe, self.model, self.vae, self.vision, self.pixels)
 
-    @torch.inference_mode()
-    def learn(self, path: Path, recipe, layers: str = "all", report=lambda step: None):
-        """One style, learned as Learn InST Style does."""
-        from inst_core import host
 
-        encoder = host.learning.make_encoder(self.clip, recipe)
-        return host.learning.learn(self.model, self.clip, encoder, self.look_at(path, recipe), recipe, "*", layers,
-                                   report)
+@torch.inference_mode()
+def learn(bench, path: Path, recipe, layers: str = "all", report: Callable = lambda step: None, rank: int = 0):
+    """One style of a painting, learned as Learn InST Style does, with an adapter of this rank (0 = none)."""
+    from inst_core import host
+
+    encoder = host.learning.make_encoder(bench.clip, recipe)
+    encoder = host.adapter.with_adapter(encoder, bench.model, rank, recipe, layers)
+    return host.learning.learn(bench.model, bench.clip, encoder, bench.look_at(path, recipe), recipe, "*", layers,
+                               report)
 
 
 # ---- runs that are kept ----
-
-def key_of(bench: Bench, name: str, recipe, path: Path, seed: int, layers: str = "all") -> tuple:
-    return name, repr(recipe), layers, path.name, seed, bench.pixels
-
 
 def run(bench: Bench, kept: Kept, name: str, recipe, path: Path, seed: int, layers: str = "all") -> dict:
     """{"checks": [(samples, seconds, held-out loss), ...], "kept": loss, "verdict": ...} of one style."""
     def make() -> dict:
         with tqdm(desc=f"{name}, {path.stem}, seed {seed}", unit=" steps", total=recipe.steps, file=sys.stderr) as bar:
-            learned = bench.learn(path, replace(recipe, seed=seed), layers, lambda step: bar.update(1))
+            learned = learn(bench, path, replace(recipe, seed=seed), layers, lambda step: bar.update(1))
         return {"checks": [list(c) for c in learned.checks], "kept": learned.kept, "verdict": learned.verdict}
 
-    return kept.get(key_of(bench, name, recipe, path, seed, layers), make)
+    return kept.get((name, repr(recipe), layers, path.name, seed, bench.pixels), make)
 
 
 # ---- the table and the plot ----
@@ -101,20 +91,21 @@ def run(bench: Bench, kept: Kept, name: str, recipe, path: Path, seed: int, laye
 HEAD = ("painting", "encoder", "seeds", "start", "kept", "fell by", "steps", "seconds")
 
 
-def show_spread(values: list[float]) -> str:
-    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{sd}"
+def gain_of(starts: list[float], ends: list[float]) -> list[str]:
+    """How many runs there are, their held-out losses before and after, and by how much these fell."""
+    def spread(values: list[float]) -> str:
+        sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.4f}{sd}"
+
+    fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
+    return [str(len(starts)), spread(starts), spread(ends), f"{fell:.2%}"]
 
 
 def table_rows(runs: Mapping[str, Mapping[Path, list[dict]]], batches: Mapping[str, int]) -> Iterator[list[str]]:
-    """A row for each painting and encoder of which a run is finished. ``batches``: samples a step."""
+    """A row for each painting and encoder. ``batches``: samples a step."""
     for path, name in product(next(iter(runs.values())), runs):
         found = runs[name][path]
-        if not found:
-            continue
-        starts, ends = [r["checks"][0][2] for r in found], [r["kept"] for r in found]
-        fell = statistics.mean(1 - end / start for start, end in zip(starts, ends, strict=True))
-        yield [path.stem[:24], name, str(len(found)), show_spread(starts), show_spread(ends), f"{fell:.1%}",
+        yield [path.stem[:24], name, *gain_of([r["checks"][0][2] for r in found], [r["kept"] for r in found]),
                " ".join(str(r["checks"][-1][0] // batches[name]) for r in found),
                f"{statistics.mean(r['checks'][-1][1] for r in found):.0f}"]
 
@@ -131,13 +122,12 @@ def plot(runs: Mapping[str, Mapping[Path, list[dict]]], output: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for axis, (column, label) in zip(axes, ((0, "samples"), (1, "seconds")), strict=True):
+    for column, (axis, label) in enumerate(zip(axes, ("samples", "seconds"), strict=True)):
         for (name, by_path), colour in zip(runs.items(), COLOURS, strict=False):
             for i, one in enumerate(r for found in by_path.values() for r in found):
-                at, loss = [max(c[column], 1e-1) for c in one["checks"]], [c[2] for c in one["checks"]]
+                at, loss = [c[column] for c in one["checks"]], [c[2] for c in one["checks"]]
                 axis.plot(at, loss, color=colour, lw=0.9, alpha=0.7, label=name if i == 0 else None)
-        axis.set(xscale="symlog" if column == 0 else "log", xlabel=label)
-    axes[0].set_ylabel("held-out loss")
+        axis.set(xscale="symlog", xlabel=label, ylabel="held-out loss")
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(output, dpi=110)
@@ -148,10 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoders", nargs="*", default=["direct", "attention", "paper"],
                         choices=["direct", "attention", "paper", "released"])
     parser.add_argument("--paper-steps", type=int, help="fewer than the 6100 steps of paper and released")
-    parser.add_argument("--paper-seeds", type=int, help="fewer seeds for them")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also writes the table between the marks of a page, "
                         f"{' and '.join(MARKS)}")
-    parser.add_argument("--finished", action="store_true", help="only show the runs that are finished")
 
 
 def shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,24 +159,15 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.recipes import FAITHFUL, choose_recipe
 
     bench, kept = Bench(args.checkpoint, args.clip_vision, args.pixels), Kept(args.output / "quality.jsonl")
-    recipes, seeds = {}, {}
-    for name in args.encoders:
-        long = name in FAITHFUL
-        recipes[name] = choose_recipe(name, steps=args.paper_steps or 0 if long else 0)
-        seeds[name] = args.paper_seeds or args.seeds if long else args.seeds
+    recipes = {name: choose_recipe(name, steps=(args.paper_steps or 0) * (name in FAITHFUL)) for name in args.encoders}
     paintings = paintings_of(args.paintings)[:args.count]
-    runs = {name: {path: [] for path in paintings} for name in recipes}
-    # All paintings with one seed come first: when this is interrupted, there is something of each.
-    for seed, (name, recipe), path in product(range(args.seeds), recipes.items(), paintings):
-        missing = key_of(bench, name, recipe, path, seed) not in kept
-        if seed < seeds[name] and not (missing and args.finished):
-            runs[name][path].append(run(bench, kept, name, recipe, path, seed))
+    runs = {name: {path: [run(bench, kept, name, recipe, path, seed) for seed in range(args.seeds)]
+                   for path in paintings} for name, recipe in recipes.items()}
     title = f"{args.checkpoint.stem if args.checkpoint else 'small random checkpoint'}, {args.pixels} px"
     table = markdown(HEAD, list(table_rows(runs, {name: recipe.batch for name, recipe in recipes.items()})))
     print(f"{title}\n\n{table}")
     if args.into:
-        page = args.into.read_text(encoding="utf-8")
-        args.into.write_text(put_between(page, f"{title}\n\n{table}", MARKS), encoding="utf-8")
+        write_between(args.into, f"{title}\n\n{table}", MARKS)
     plot(runs, args.output / "quality.png")
     print(f"\nplot: {args.output / 'quality.png'}")
     return 0

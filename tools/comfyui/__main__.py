@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path, help="a ComfyUI checkout")
     parser.add_argument("models", type=Path, help="the folder of models where they are written")
-    parser.add_argument("makers", nargs="+", choices=("small_models", "small_families", "small_styleshot"))
+    parser.add_argument("makers", nargs="+", help="modules of tests/models")
     args = parser.parse_args()
     use_comfyui(on_cpu=True, comfyui=args.comfyui)
     for maker in args.makers:

@@ -26,23 +26,24 @@ class Client:
         self.url = url.rstrip("/")
         self.id = uuid.uuid4().hex
 
+    def _ask(self, method: str, path: str, **options) -> requests.Response:
+        answer = requests.request(method, f"{self.url}{path}", timeout=SECONDS, **options)
+        answer.raise_for_status()
+        return answer
+
     def get(self, path: str, **query):
         """What the server answers: JSON as what it stands for, anything else as bytes."""
-        answer = requests.get(f"{self.url}{path}", query, timeout=SECONDS)
-        answer.raise_for_status()
+        answer = self._ask("GET", path, params=query)
         return answer.json() if "json" in answer.headers["Content-Type"] else answer.content
 
     def post(self, path: str, data: dict | None = None):
-        answer = requests.post(f"{self.url}{path}", json=data or {}, timeout=SECONDS)
-        answer.raise_for_status()
+        answer = self._ask("POST", path, json=data or {})
         return answer.json() if answer.content else None
 
     def upload(self, name: str, picture: bytes) -> str:
         """Puts a PNG into the server's input folder; returns its name there."""
-        answer = requests.post(f"{self.url}/upload/image", {"overwrite": "true"}, timeout=SECONDS,
-                               files={"image": (name, picture, "image/png")})
-        answer.raise_for_status()
-        return answer.json()["name"]
+        return self._ask("POST", "/upload/image", data={"overwrite": "true"},
+                         files={"image": (name, picture, "image/png")}).json()["name"]
 
     def object_info(self) -> dict:
         return self.get("/object_info")
@@ -99,6 +100,11 @@ class Client:
                     if said["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                         break
             return prompt_id
+
+
+def saved_pictures(entry: dict) -> list[dict[str, str]]:
+    """What Save Image wrote, of a history entry: filename, subfolder and type of each, as ``/view`` takes them."""
+    return [i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output"]
 
 
 def _reason(entry: dict) -> str:

@@ -75,19 +75,19 @@ def put_faults_under_saving() -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
+    parts = parser.add_subparsers(required=True)
     damaged = parts.add_parser("files", help="damaged files")
     damaged.add_argument("--count", type=int, default=12000)
     damaged.add_argument("--start", type=int, default=0)
-    parts.add_parser("faults", help="faults under saving and loading")
-    graphs.add_arguments(parts.add_parser("graphs", description=graphs.__doc__, help="random graphs on a server"))
-    modes.add_arguments(parts.add_parser("modes", description=modes.__doc__, help="memory modes and precisions"))
+    damaged.set_defaults(work=lambda options: read_damaged_files(options.start, options.count))
+    parts.add_parser("faults", help="faults under saving").set_defaults(work=lambda _: put_faults_under_saving())
+    random_graphs = parts.add_parser("graphs", description=graphs.__doc__, help="random graphs on a server")
+    graphs.add_arguments(random_graphs)
+    random_graphs.set_defaults(work=graphs.main)
+    parts.add_parser("modes", description=modes.__doc__, help="memory modes and precisions").set_defaults(
+        work=lambda _: modes.main())
     options = parser.parse_args()
-    if options.part == "graphs":
-        return int(bool(graphs.main(options)))
-    works = {"files": lambda: read_damaged_files(options.start, options.count), "faults": put_faults_under_saving,
-             "modes": lambda: modes.main(options)}
-    found = works[options.part]()
+    found = options.work(options)
     print("\n".join(found[:50]))
     return int(bool(found))
 

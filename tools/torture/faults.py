@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +51,22 @@ def _values(folder: Path, last: int = 0) -> tuple[list[float], list[str]]:
     return values, broken
 
 
+def _lost(count: int, *folders: Path) -> list[str]:
+    """What is wrong with folders that should hold styles 0 to ``count`` - 1, whole."""
+    found = [_values(folder) for folder in folders]
+    values, wrong = (sum(lists, []) for lists in zip(*found, strict=True))
+    if set(values) != {float(n) for n in range(count)}:
+        wrong.append(f"{count - len(set(values))} styles are lost")
+    return wrong
+
+
+def _ended(*processes: multiprocessing.Process) -> list[str]:
+    """Waits for processes; which of them failed."""
+    for process in processes:
+        process.join()
+    return [f"a server ended with {process.exitcode}" for process in processes if process.exitcode]
+
+
 def _leftovers(folder: Path) -> int:
     return len(list(folder.rglob("*.partial")))
 
@@ -69,12 +87,7 @@ def _save_many(folders: list[Path], first: int, count: int) -> None:
 def several_servers(folder: Path, processes: int = 4, each: int = 50) -> Result:
     """Processes that save under one name into one folder at the same time."""
     running = [_in_process(_save_many, [folder], n * each, each) for n in range(processes)]
-    for process in running:
-        process.join()
-    values, wrong = _values(folder)
-    wrong += [f"a server ended with {p.exitcode}" for p in running if p.exitcode]
-    if sorted(values) != [float(n) for n in range(processes * each)]:
-        wrong.append(f"{processes * each - len(set(values))} styles are lost")
+    wrong = _ended(*running) + _lost(processes * each, folder)
     return Result(f"{processes} servers on one folder", processes * each, wrong, f"{_leftovers(folder)} leftovers")
 
 
@@ -102,12 +115,7 @@ def moving_folder(folder: Path, count: int = 300) -> Result:
             moved += 1
         except OSError:
             pass
-    process.join()
-    values, wrong = _values(folder)
-    if process.exitcode:
-        wrong.append(f"the server ended with {process.exitcode}")
-    if set(values) != {float(n) for n in range(count)}:
-        wrong.append(f"{count - len(set(values))} styles are lost")
+    wrong = _ended(process) + _lost(count, folder)
     return Result(f"folder moved away {moved} times", count, wrong, f"{_leftovers(folder)} leftovers")
 
 
@@ -168,13 +176,7 @@ def slow_disk(folder: Path, count: int = 400, seed: int = 0) -> Result:
         finally:
             os.kill(process.pid, signal.SIGCONT)
         stops += 1
-    process.join()
-    values, broken = _values(folder / "new")
-    wrong += broken
-    if process.exitcode:
-        wrong.append(f"the process ended with {process.exitcode}")
-    if sorted(values) != [float(n) for n in range(count + stops)]:
-        wrong.append(f"{count + stops - len(set(values))} styles are lost")
+    wrong += _ended(process) + _lost(count + stops, folder / "new")
     return Result(f"disk hung {stops} times, {halves} of them in the middle of a file", 2 * count + stops, wrong,
                   f"{_leftovers(folder)} leftovers")
 
@@ -194,14 +196,10 @@ def _on_small_disk(folder: Path, other: Path, count: int, options: str) -> str:
 def _save_and_look(folder: Path, other: Path, count: int) -> str:
     """Inside: every style is on the small disk or on the other one, whole; what is wrong, or nothing."""
     _save_many([folder, other], 0, count)
-    here, broken = _values(folder)
-    there, broken_there = _values(other)
-    wrong = broken + broken_there
-    if sorted(here + there) != [float(n) for n in range(count)]:
-        wrong.append(f"{count - len(set(here + there))} styles are lost")
+    wrong = _lost(count, folder, other)
     if _leftovers(folder):
         wrong.append(f"{_leftovers(folder)} leftovers")
-    return "; ".join(wrong) or f"{len(here)} on it, {len(there)} elsewhere"
+    return "; ".join(wrong) or f"{len(_values(folder)[0])} on it, {len(_values(other)[0])} elsewhere"
 
 
 def bad_disk(folder: Path, fault: str, options: str, count: int = 40) -> Result:
@@ -215,15 +213,9 @@ def bad_disk(folder: Path, fault: str, options: str, count: int = 40) -> Result:
 
 def faults(folder: Path) -> list[Result]:
     """All of them; each in a folder of its own."""
-    works = {"servers": several_servers, "death": sudden_death, "moving": moving_folder, "spoiled": spoiled_file,
-             "slow": slow_disk, "full": lambda place: bad_disk(place, "full disk", ""),
-             "read_only": lambda place: bad_disk(place, "read-only disk", "ro")}
-    results = []
-    for name, work in works.items():
-        place = folder / name
-        place.mkdir()
-        results.append(work(place))
-    return results
+    works = (several_servers, sudden_death, moving_folder, spoiled_file, slow_disk,
+             partial(bad_disk, fault="full disk", options=""), partial(bad_disk, fault="read-only disk", options="ro"))
+    return [work(Path(tempfile.mkdtemp(dir=folder))) for work in works]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import sys
 import types
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
-from bench.peak_memory import PeakMemory
+from bench.costs import PeakMemory
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -105,12 +104,6 @@ def embeddings_files(width: int = 8, inner: int = 8) -> tuple[bytes, ...]:
     finally:
         for name, module in before.items():
             sys.modules.pop(name) if module is None else sys.modules.update({name: module})
-
-
-@cache
-def whole_embeddings_files() -> tuple[bytes, ...]:
-    """Of the real size, 7 MB each."""
-    return embeddings_files(768, 512)[:2]
 
 
 @cache
@@ -263,9 +256,8 @@ def case(number: int) -> Case:
     """The damaged file of this number."""
     draw = random.Random(number)
     kind, suffix, files, read, damages = KINDS[number % len(KINDS)]
-    if kind == "embeddings" and number % 100 == 1:
-        files = whole_embeddings_files
-    data = draw.choice(files())
+    whole = kind == "embeddings" and number % 100 == 1  # of the real size, 7 MB
+    data = draw.choice(embeddings_files(768, 512)[:2] if whole else files())
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if data:
             data = draw.choice(damages)(draw, data)
@@ -327,11 +319,3 @@ def run(numbers: range, folder: Path) -> Iterator[tuple[int, str, str | None]]:
         judge(Case(f"warm{number}", KINDS[number][2]()[0], KINDS[number][3]), folder, watch)
     for number in numbers:
         yield number, *judge(case(number), folder, watch)
-
-
-def checksum(numbers: range) -> int:
-    """The same on every machine with the same libraries: the files follow from their numbers."""
-    total = 0
-    for number in numbers:
-        total = zlib.crc32(case(number).data, total)
-    return total

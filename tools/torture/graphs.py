@@ -3,8 +3,8 @@
 Valid graphs are grown at random from the pack's nodes and some eighty of ComfyUI's, queued over HTTP, cancelled, queued
 again, and now and then the server is killed and started anew.  Every prompt has to end; none of the pack's nodes may
 fail in another way than by refusing its input; a stock graph gives the same bits before, between and after; memory
-stays flat.  The same seed gives the same graphs and the same faults, as far as time allows.  It ends with a line of
-JSON, and with status 1 if there was a problem.
+stays flat.  The same seed gives the same graphs and the same faults, as far as time allows.  A line of JSON counts what
+happened.
 """
 import argparse
 import contextlib
@@ -15,15 +15,16 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dev
 import numpy as np
+import torch
 from comfyui.client import Client, PromptError
 from comfyui.in_process import MODELS
 from PIL import Image
+from whole import save_tensors
 from workflows.api import is_widget, options_of
 
 PACK = "InST_"
@@ -159,6 +160,7 @@ class Graphs:
         return options.get("default", "")
 
 
+FREE = {"unload_models": True, "free_memory": True}
 STOCK = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "inst-small.safetensors"}},
     "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a house"}},
@@ -171,22 +173,21 @@ STOCK = {
 }
 
 
-@dataclass
-class Report:
+class Report(NamedTuple):
     """The outcome. ``problems`` is empty when all is well.
 
     Attributes:
-        memory_mib: of the server after each round, all models unloaded; ``kept_mib``: with what the C library keeps
-            for later; ``tensors_mib``: of tensors in it.
+        said: what nodes refused, and errors of the host's own.
+        used: MiB of memory of the server after each round, all models unloaded; ``kept``: with what the C library
+            keeps for later; ``tensors``: of tensors in it.
     """
 
-    counts: Counter = field(default_factory=Counter)
-    refusals: Counter = field(default_factory=Counter)
-    host_errors: Counter = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    memory_mib: list[int] = field(default_factory=list)
-    kept_mib: list[int] = field(default_factory=list)
-    tensors_mib: list[int] = field(default_factory=list)
+    counts: Counter
+    said: Counter
+    problems: list[str]
+    used: list[int]
+    kept: list[int]
+    tensors: list[int]
 
     def problem(self, text: str) -> None:
         self.problems.append(text)
@@ -197,17 +198,16 @@ class Torture:
     """Queues graphs on a server, disturbs it, and looks at what is left."""
 
     def __init__(self, object_info: dict, seed: int, patience: float = 600):
-        self.report, self._patience = Report(), patience
+        self.report, self._patience = Report(Counter(), Counter(), [], [], [], []), patience
         self._graphs, self._draw = Graphs(object_info, seed), random.Random(~seed)
         self._stock: np.ndarray | None = None
 
     def check_stock(self, client: Client) -> None:
         """The stock graph gives what it gave the first time, computed anew."""
-        client.post("/free", {"unload_models": True, "free_memory": True})
+        client.post("/free", FREE)
         entry = client.wait(client.queue(STOCK), self._patience)
-        names = [image["filename"] for image in entry["outputs"]["6"]["images"]]
-        found = np.stack([np.asarray(Image.open(io.BytesIO(client.get(f"/view?filename={name}&type=temp"))), dtype=int)
-                          for name in names])
+        pictures = [Image.open(io.BytesIO(client.get("/view", **image))) for image in entry["outputs"]["6"]["images"]]
+        found = np.stack([np.asarray(picture, dtype=int) for picture in pictures])
         if self._stock is None:
             self._stock = found
         elif (apart := abs(found - self._stock)).any():
@@ -224,8 +224,10 @@ class Torture:
             for _ in range(2 if self._draw.random() < 0.15 else 1):
                 try:
                     ids[client.queue(prompt)] = prompt
-                except PromptError as error:
-                    self._invalid(prompt, error)
+                except PromptError as error:  # by validation
+                    self.report.counts["refused on queueing"] += 1
+                    types = sorted({prompt[node]["class_type"] for node in error.node_errors})
+                    self.report.said[f"{', '.join(types)}: {error}"[:200]] += 1
         self.report.counts["queued"] += len(ids)
         if self._draw.random() < 0.3:
             time.sleep(self._draw.random() * 2)
@@ -254,52 +256,36 @@ class Torture:
             time.sleep(0.1)
         return False
 
-    def _invalid(self, prompt: dict, error: PromptError) -> None:
-        """What validation refuses: a node of the pack may do so in words."""
-        self.report.counts["refused on queueing"] += 1
-        types = sorted({prompt[node]["class_type"] for node in error.node_errors})
-        self.report.refusals[f"{', '.join(types)}: {error}"[:200]] += 1
-
     def _look_at(self, entry: dict, prompt: dict) -> None:
-        said = dict(entry["status"]["messages"])
+        """A node of the pack may refuse its input in words; any other error of it is a problem."""
+        said, counts = dict(entry["status"]["messages"]), self.report.counts
         if entry["status"]["completed"]:
-            self.report.counts["completed"] += 1
+            counts["completed"] += 1
         elif "execution_interrupted" in said:
-            self.report.counts["interrupted"] += 1
-        elif "execution_error" in said:
-            self._failed(said["execution_error"], prompt)
+            counts["interrupted"] += 1
+        elif error := said.get("execution_error"):
+            line = f"{error['node_type']}: {error['exception_type']}: {error['exception_message'].strip()}"[:200]
+            of_host = not error["node_type"].startswith(PACK)
+            if of_host or error["exception_type"].rpartition(".")[2] == "ValueError":
+                counts["failed in a node of the host" if of_host else "refused"] += 1
+                self.report.said[line] += 1
+            else:
+                self.report.problem(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
         else:
             self.report.problem(f"a history entry without an end: {json.dumps(entry['status'])}")
 
-    def _failed(self, error: dict, prompt: dict) -> None:
-        line = f"{error['node_type']}: {error['exception_type']}: {error['exception_message'].strip()}"[:300]
-        if not error["node_type"].startswith(PACK):
-            self.report.counts["failed in a node of the host"] += 1
-            self.report.host_errors[line[:120]] += 1
-        elif error["exception_type"].rpartition(".")[2] in ("ValueError", "StyleError", "OfficialFileError"):
-            self.report.counts["refused"] += 1
-            self.report.refusals[line[:200]] += 1
-        else:
-            self.report.problem(f"{line}\n{''.join(error['traceback'][-4:])}\n{json.dumps(prompt)}")
-
     def look_at_memory(self, client: Client) -> None:
-        client.post("/free", {"unload_models": True, "free_memory": True})
+        client.post("/free", FREE)
         time.sleep(1)
-        said = client.get("/torture/memory")
-        for name, noted in (("used", self.report.memory_mib), ("kept", self.report.kept_mib),
-                            ("tensors", self.report.tensors_mib)):
-            noted.append(said[name] >> 20)
+        for name, size in client.get("/torture/memory").items():
+            getattr(self.report, name).append(size >> 20)
 
 
-def make_home(folder: Path, models: Path) -> None:
+def make_home(folder: Path) -> None:
     """A ComfyUI home with the small models, a style and a picture."""
-    import torch
-    from safetensors.torch import save_file
-
-    dev.link_models(models, folder)
-    (folder / "models" / "inst_styles").mkdir(parents=True)
+    dev.link_models(MODELS, folder)
     vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(0)) * 0.02
-    save_file({"clip_l": vectors}, folder / "models" / "inst_styles" / "example.safetensors")
+    save_tensors(folder / "models" / "inst_styles" / "example.safetensors", {"clip_l": vectors})
     (folder / "input").mkdir()
     witness = folder / "custom_nodes" / "a_witness"
     witness.mkdir(parents=True)
@@ -319,39 +305,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no new round after this long (default an hour)")
     parser.add_argument("--kills", type=int, default=2, help="how often the server is killed (default 2)")
-    parser.add_argument("--models", type=Path, default=MODELS, help="small models, as 'tools/dev.py setup' makes them")
 
 
-def main(args: argparse.Namespace) -> int:
-    """The number of problems, of which the last line of JSON tells."""
+def main(args: argparse.Namespace) -> list[str]:
+    """The problems; prints a line of JSON."""
     comfyui = dev.host()
     began, torture = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
-        make_home(Path(home), args.models)
+        make_home(Path(home))
         dev.use_home(Path(home))
         for life in range(args.kills + 1):
             until = args.graphs * (life + 1) // (args.kills + 1)
             with dev.server(comfyui, Path(sys.executable)) as running:
                 client = Client(running.url)
                 torture = torture or Torture(client.object_info(), args.seed)
+                report = torture.report
                 torture.check_stock(client)
-                measured = len(torture.report.memory_mib)
-                while torture.report.counts["queued"] < until and time.monotonic() - began < args.seconds:
+                measured = len(report.used)
+                while report.counts["queued"] < until and time.monotonic() - began < args.seconds:
                     torture.round(client)
                     torture.look_at_memory(client)
-                    report = torture.report
                     print(f"{report.counts['queued']} of {args.graphs} queued, {len(report.problems)} problems, "
-                          f"{report.memory_mib[-1]} MiB ({report.kept_mib[-1]} with what the C library keeps, "
-                          f"{report.tensors_mib[-1]} in tensors)", flush=True)
-                if (growth := growth_of(torture.report.memory_mib[measured:])) > 200:
-                    torture.report.problem(f"memory grew by {growth} MiB while one server ran")
+                          f"{report.used[-1]} MiB ({report.kept[-1]} with what the C library keeps, "
+                          f"{report.tensors[-1]} in tensors)", flush=True)
+                if (growth := growth_of(report.used[measured:])) > 200:
+                    report.problem(f"memory grew by {growth} MiB while one server ran")
                 torture.check_stock(client)
                 if life < args.kills:  # in the middle of a graph
                     with contextlib.suppress(PromptError):
                         client.queue(torture._graphs.next())
                     time.sleep(1)
                     running.process.kill()
-                    torture.report.counts["kills"] += 1
-    print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **vars(torture.report)},
+                    report.counts["kills"] += 1
+    print(json.dumps({"seed": args.seed, "seconds": round(time.monotonic() - began), **report._asdict()},
                      ensure_ascii=False))
-    return len(torture.report.problems)
+    return report.problems

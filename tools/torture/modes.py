@@ -5,7 +5,7 @@ For each a server of its own learns a style on the demo checkpoint and repaints 
 refuse in one sentence before work begins.  Memory modes do nothing on a CPU, so they run on a pretend device
 (tests/device, needs g++): what they move there stays or goes as on a GPU.
 """
-import argparse
+import io
 import json
 import re
 import sys
@@ -18,9 +18,11 @@ from typing import NamedTuple
 
 import dev
 import numpy as np
-from comfyui.client import Client, PromptError
+import torch
+from comfyui.client import Client, PromptError, saved_pictures
 from comfyui.in_process import MODELS, ROOT, use_comfyui
 from PIL import Image
+from whole import read_tensors, save_tensors
 from workflows.api import to_api
 
 sys.path.append(str(ROOT))
@@ -112,55 +114,50 @@ def requantised(source: Path, target: Path, format_name: str) -> None:
         format_name: a torch type ("float8_e4m3fn": plain numbers of that type), or one of the host's QUANT_ALGOS
             ("scaled float8_e4m3fn" for that one).
     """
-    import torch
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
 
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    weights, algorithm = load_file(source), format_name.removeprefix("scaled ")
+    weights, metadata = read_tensors(source)
+    algorithm = format_name.removeprefix("scaled ")
     plain = format_name == algorithm and hasattr(torch, algorithm)
     for key in [k for k, v in weights.items() if k.startswith(DENOISER) and k.endswith(".weight") and v.ndim == 2]:
         if plain:
             weights[key] = weights[key].to(getattr(torch, algorithm))
             continue
-        matrix = weights.pop(key).float()
         layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
         try:
-            packed = QuantizedTensor.from_float(matrix.to(torch.bfloat16), layout)
+            packed = QuantizedTensor.from_float(weights[key].to(torch.bfloat16), layout)
         except (RuntimeError, ValueError, NotImplementedError):  # of a shape that the format cannot hold
-            weights[key] = matrix
+            weights[key] = weights[key].float()
             continue
+        del weights[key]
         weights |= packed.state_dict(key)
         name = key.removesuffix("weight") + "comfy_quant"
         weights[name] = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
-    save_file({k: v.contiguous() for k, v in weights.items()}, target, metadata)
+    save_tensors(target, weights, metadata)
 
 
-def make_home(folder: Path, modes: list[Mode], models: Path) -> None:
+def make_home(folder: Path, modes: list[Mode]) -> None:
     """A ComfyUI home with the demo checkpoint as the modes want it, and the pretend device where they do."""
-    checkpoints, demo = folder / "models" / "checkpoints", models / "checkpoints" / CHECKPOINT
+    checkpoints, demo = folder / "models" / "checkpoints", MODELS / "checkpoints" / CHECKPOINT
     checkpoints.mkdir(parents=True)
     for mode in modes:
         if mode.weights:
             requantised(demo, checkpoints / mode.checkpoint, mode.weights)
         else:
-            (checkpoints / CHECKPOINT).unlink(missing_ok=True)
-            (checkpoints / CHECKPOINT).symlink_to(demo.resolve())
+            dev.link(checkpoints / CHECKPOINT, demo)
     if modes[0].gpu:
         memory = [option.strip("-").replace("-", "_") for option in modes[0].options if option in MEMORY]
         node = folder / "custom_nodes" / "a_pretend_device"
         node.mkdir(parents=True)
         (node / "__init__.py").write_text(DEVICE_NODE.format(
-            tests=str(ROOT / "tests" / "device"), memory=memory, built=str(models.parent)))
+            tests=str(ROOT / "tests" / "device"), memory=memory, built=str(MODELS.parent)))
 
 
 @contextmanager
-def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
+def serving(modes: list[Mode]) -> Iterator[Client]:
     """A client of a server that runs these modes, which differ in the model only."""
     with tempfile.TemporaryDirectory(prefix="modes-", ignore_cleanup_errors=True) as home:
-        make_home(Path(home), modes, models)
+        make_home(Path(home), modes)
         dev.use_home(Path(home))
         options = [option for option in modes[0].options if option not in MEMORY]
         state = next((MEMORY[option] for option in modes[0].options if option in MEMORY), "NORMAL_VRAM")
@@ -171,16 +168,15 @@ def serving(modes: list[Mode], models: Path) -> Iterator[Client]:
 def prompt_of(mode: Mode, object_info: dict) -> dict:
     workflow = json.loads((ROOT / "workflows" / WORKFLOW).read_text(encoding="utf-8"))
     prompt = to_api(workflow, object_info)
+    loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    prompt[loader]["inputs"]["ckpt_name"] = mode.checkpoint
     for node in prompt.values():
         node["inputs"] |= WIDGETS.get(node["class_type"], {})
-        if node["class_type"] == "CheckpointLoaderSimple":
-            node["inputs"]["ckpt_name"] = mode.checkpoint
-    if mode.compiled:
-        loader = next(name for name, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
-        for node in prompt.values():
+        if mode.compiled:
             node["inputs"] |= {k: ["compiled", 0] for k, v in node["inputs"].items() if v == [loader, 0]}
-        prompt["compiled"] = {"class_type": "TorchCompileModel", "inputs": {"model": [loader, 0],
-                                                                            "backend": "inductor"}}
+    if mode.compiled:
+        prompt["compiled"] = {"class_type": "TorchCompileModel",
+                              "inputs": {"model": [loader, 0], "backend": "inductor"}}
     return prompt
 
 
@@ -190,8 +186,7 @@ def run(mode: Mode, client: Client) -> Outcome:
         entry = client.wait(client.queue(prompt_of(mode, client.object_info())), 1800)
     except PromptError as error:
         return Outcome([], None, str(error))
-    image = next(i for o in entry["outputs"].values() for i in o.get("images", ()) if i["type"] == "output")
-    picture = np.asarray(Image.open(dev.HOME / "output" / image["subfolder"] / image["filename"]), dtype=float)
+    picture = np.asarray(Image.open(io.BytesIO(client.get("/view", **saved_pictures(entry)[0]))), dtype=float)
     styles = (dev.HOME / "models" / "inst_styles").glob("*.safetensors")
     newest = max(styles, key=lambda path: path.stat().st_mtime_ns)
     return Outcome(load_style(newest).losses, picture)
@@ -218,30 +213,15 @@ def row(mode: Mode, outcome: Outcome, usual: Outcome, wrong: str) -> str:
             f"{wrong or 'as without options'} |")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=Path, default=MODELS, help="models, as 'tools/dev.py setup' makes them")
-    parser.add_argument("--only", default="", help="only modes whose name has this in it, and what they are compared "
-                        "with")
-
-
-def chosen(words: str) -> list[Mode]:
-    """The modes whose name has these words in it, behind those that they are compared with."""
-    named = [mode for mode in MODES if words in mode.name]
-    devices = {mode.gpu for mode in named}
-    return [mode for mode in MODES if mode in named or not mode.options and not mode.weights and not mode.compiled
-            and mode.gpu in devices]
-
-
-def main(args: argparse.Namespace) -> list[str]:
+def main() -> list[str]:
     """What was found; prints the table."""
-    if any(mode.weights for mode in chosen(args.only)):
-        use_comfyui(on_cpu=True)
+    use_comfyui(on_cpu=True)
     print("| options | device | held-out loss before | after | picture differs by | |\n|---|---|---|---|---|---|")
     usual: dict[bool, Outcome] = {}
     found = []
-    for _, group in groupby(chosen(args.only), key=lambda mode: mode.server):
+    for _, group in groupby(MODES, key=lambda mode: mode.server):
         modes = list(group)
-        with serving(modes, args.models) as client:
+        with serving(modes) as client:
             for mode in modes:
                 outcome = run(mode, client)
                 before = usual.setdefault(mode.gpu, outcome)

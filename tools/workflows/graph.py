@@ -29,6 +29,7 @@ ALSO = {"InST_LoadStyle": 140, "InST_FitToModel": 70, "InST_LearnStyle": 288}
 PREVIEW = "$$canvas-image-preview"  # the front end's name of the pictures in a node
 
 INPUT = "in"  # source of a link from outside of a subgraph
+Link = tuple[str, int]  # from the node that was added under that name, its output
 
 
 class Socket(NamedTuple):
@@ -97,10 +98,13 @@ class Graph:
 
     An input is a value, or ``(name, output)``: a link from the node that was added under that name.  In a subgraph it
     may be ``(INPUT, name)`` or ``(INPUT, name, value)``: one of the subgraph's own inputs, or a widget of it.
+
+    Args:
+        usual: {socket: where a socket of this name that must be connected comes from, unless ``add`` is told}.
     """
 
-    def __init__(self, object_info: dict, downloads: dict[str, Download]):
-        self.info, self.downloads = object_info, downloads
+    def __init__(self, object_info: dict, downloads: dict[str, Download], usual: dict[str, Link] | None = None):
+        self.info, self.downloads, self.usual = object_info, downloads, usual or {}
         self.nodes: list[dict] = []
         self.links: list[tuple[int, int, int | str, int, int, str]] = []
         self.groups: list[dict] = []
@@ -158,6 +162,8 @@ class Graph:
         if unknown:
             raise ValueError(f"{kind} has no input {', '.join(unknown)}")
         self.ids[name] = node_id
+        needed = {slot.name for slot in slots if not slot.optional and not slot.widget}
+        inputs = {k: v for k, v in self.usual.items() if k in needed} | inputs
         linked = {k: v for k, v in inputs.items() if isinstance(v, tuple)}
         given = {k: v for k, v in inputs.items() if k not in linked} | {k: v[2] for k, v in linked.items() if v[2:]}
         values = list(widget_values(info, given))

@@ -26,8 +26,8 @@ def image(made: Tensor) -> Image.Image:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, default=in_process.MODELS / "checkpoints" / "inst-demo.safetensors")
-    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout (default: the one of tools/dev.py)")
-    parser.set_defaults(device=torch.device("cpu"), clip_vision=None, models=in_process.MODELS / "style_transfer")
+    parser.set_defaults(device=torch.device("cpu"), comfyui=None, clip_vision=None,
+                        models=in_process.MODELS / "style_transfer")
 
 
 def main(args: argparse.Namespace) -> None:

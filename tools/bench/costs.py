@@ -1,12 +1,38 @@
-"""How much memory a piece of work takes at its highest, above what was taken before."""
+"""What a piece of work costs: seconds, and memory at its highest, above what was taken before."""
 import contextlib
+import platform
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"  # see Linux, Documentation/filesystems/proc.rst
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_seconds(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+    """Mean time of some calls: of the clock, or of the processor on a CPU with one thread, where a busy machine does
+    not change it."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    wait(device)
+    start = clock()
+    for _ in range(repeats):
+        function()
+    wait(device)
+    return (clock() - start) / repeats
+
+
+def name_of(device: torch.device) -> str:
+    """Of the hardware, and how many threads it computes with."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _resident(field: str) -> int:
