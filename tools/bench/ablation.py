@@ -57,6 +57,7 @@ HEAD = ("variant", "gain, % of the defaults'", "sd", "worst", "seconds")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared_arguments(parser)
     parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--only", nargs="*", help="names of variants; the defaults always run")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -64,9 +65,10 @@ def main(args: argparse.Namespace) -> int:
     from inst_core.metrics.tables import markdown
 
     bench, kept = Bench(args.checkpoint, args.clip_vision, args.pixels), Kept(args.output / "ablation.jsonl")
+    tried = {k: v for k, v in variants(args.samples).items() if not args.only or k in {"defaults", *args.only}}
     found = {name: [run(bench, kept, name, recipe, path, seed, layers)
                     for path in paintings_of(args.paintings)[:args.count] for seed in range(args.seeds)]
-             for name, (recipe, layers) in variants(args.samples).items()}
+             for name, (recipe, layers) in tried.items()}
 
     def row(name: str, runs: list[dict]) -> list[str]:
         # All are measured from the defaults' start: a better start is a gain.
