@@ -125,7 +125,7 @@ def weight_file(name, value):
     (InSTLoadStyleTransferModel, {"file_1": "other.pth", "method": None}),
 ], ids=lambda value: value.__name__ if isinstance(value, type) else "")
 def test_a_file_that_is_replaced_under_its_name_is_read_again(node, inputs):
-    """By the host's cache, which asks ``fingerprint_inputs`` with the widgets' values; None where another node says it."""
+    """By the host's cache, which asks ``fingerprint_inputs`` with the widgets' values; None where a node says it."""
     weight_file("other.pth", 0.0)
     weight_file("a.pth", 1.0)
     before = node.fingerprint_inputs(**inputs)
