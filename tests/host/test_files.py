@@ -47,6 +47,15 @@ def test_embeddings_of_other_tools_are_read_as_the_host_reads_them(folders, layo
         assert torch.equal(found, stock.float().reshape(-1, found.shape[1]))
 
 
+@pytest.mark.parametrize("key", sorted({key for family in host.families.FAMILIES for key in family.text}))
+def test_a_matrix_under_a_text_encoders_own_name_is_that_ones(folders, key):
+    """Also where several are as wide, and after a tool dropped the header of a style: stock prompts go by the name."""
+    path = host.files.style_folders()[0] / "cat.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({key: rows(2, 4096), "inst.encoder.x": rows(1)}, path)
+    assert load_style(path).vectors.keys() == {key}
+
+
 def vectors_in(clip, prompt: str) -> list[float]:
     """Weights of the embedding's vectors in a prompt; none where it is not found."""
     return [weight for window in clip.tokenize(prompt)["l"] for token, weight in window if torch.is_tensor(token)]
