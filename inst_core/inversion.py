@@ -179,22 +179,31 @@ class InversionNoise:
 
         What a latent holds tells whose it is.  Several rows made for the same content (a repeated still) are told
         apart by ``batch_index``, and so are latents that were changed since.  Where nothing tells them apart, they
-        come in order and are repeated.
+        come in order, all of them, once or repeated.
         """
         known = list(self.batch_index or range(len(self.noise)))
         same_seed = index is not None and len(index) == len(known) and len(set(index)) == 1
         in_order = index is None or index == known or same_seed
         distinct = index is not None and len(set(index)) == len(index) and len(set(known)) == len(known)
+        fixed = index is not None and len(set(index)) == 1 < len(set(contents))  # Latent Batch Seed Behavior
         met: Counter[str] = Counter()
+        by_index: dict[str, int] = {}
         rows = []
         for place, content in enumerate(contents):
             made_for_it = [row for row, made_for in enumerate(self.contents) if made_for == content]
             if made_for_it and (in_order or not distinct or len(made_for_it) == 1):
                 row = made_for_it[met[content] % len(made_for_it)]
+            elif len(contents) % len(known) if in_order else fixed and not made_for_it:
+                raise ValueError(f"The connected NOISE was inverted from {len(known)} latents; the sampler got "
+                                 f"{len(contents)}, which were changed since, and nothing says which they are. Connect "
+                                 "the LATENT that you sample to Stochastic Invert Latent, too, or leave noise of InST "
+                                 "Sample open: it then inverts its own latent.")
             elif in_order:
                 row = place % len(known)
+            elif content in by_index and self.contents.count(self.contents[by_index[content]]) == 1:
+                row = by_index[content]  # a picture repeated: its places count on, though they are others' places
             else:
-                row = self._row_of(index[place], made_for_it or range(len(known)), known)
+                row = by_index[content] = self._row_of(index[place], made_for_it or range(len(known)), known)
             met[content] += 1
             rows.append(row)
         return rows

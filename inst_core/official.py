@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import pickles
 from .encoders import Attentions
-from .textual_inversion import USE_IN_PROMPT
+from .textual_inversion import KNOWN_WIDTHS, USE_IN_PROMPT
 
 MAX_BYTES = 512 * 2**20
 
@@ -84,10 +84,13 @@ def _parameters(module: dict, prefix: str = "") -> dict[str, Any]:
 
 def _attention_weights(checkpoint: Any) -> dict[str, Tensor]:
     if not isinstance(checkpoint, dict):
-        raise pickles.Refused(f"it holds {type(checkpoint).__name__}; expected string_to_token and attention.")
+        raise pickles.Refused(f"it holds {type(checkpoint).__name__}; expected string_to_token and attention. Choose "
+                              "the embeddings.pt of an InST training.")
     attention = checkpoint.get("attention")
     if not isinstance(attention, dict):
-        inverted = "string_to_param" in checkpoint or any(isinstance(v, Tensor) for v in checkpoint.values())
+        inverted = "string_to_param" in checkpoint or any(
+            isinstance(v, Tensor) and v.ndim in (1, 2) and v.shape[-1] in KNOWN_WIDTHS.values()
+            for v in checkpoint.values())
         advice = "It is a textual inversion of another tool: leave it in models/embeddings and write embedding: and " \
             "its name in any prompt." if inverted else "Choose the embeddings.pt of an InST training."
         raise pickles.Refused(f"it holds {', '.join(map(str, list(checkpoint)[:6])) or 'nothing'}; expected "

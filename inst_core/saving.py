@@ -68,9 +68,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _near(name: str, most: int) -> str | None:
+def usable_name(name: str, most: int) -> str | None:
     """A usable name of at most so many bytes near an unusable one."""
-    visible = "".join(c for c in _FORBIDDEN.sub("_", name) if c.isprintable())
+    visible = "".join(c for c in re.sub("__+", "_", _FORBIDDEN.sub("_", name)) if c.isprintable())
     parts = [part.strip("._") for part in visible.split("/")]
     near = "/".join(f"{part}_" if _WINDOWS_DEVICES.fullmatch(part) else part for part in parts if part)
     near = near.encode()[:most].decode(errors="ignore")
@@ -79,7 +79,7 @@ def _near(name: str, most: int) -> str | None:
 
 
 def _suggestion(name: str) -> str:
-    return _near(name, MAX_NAME_BYTES // 4) or "starry_night"
+    return usable_name(name, MAX_NAME_BYTES // 4) or "starry_night"
 
 
 def file_behind(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | None:
@@ -114,15 +114,14 @@ def choose_name(name: str, file: str | None = None) -> str:
     name = check_name(name)
     if name != AUTO:
         return name
-    near = _near(unicodedata.normalize("NFC", PurePosixPath(file or "").stem), MAX_NAME_BYTES // 2)
-    return re.sub("__+", "_", near) if near else DEFAULT
+    return usable_name(unicodedata.normalize("NFC", PurePosixPath(file or "").stem), MAX_NAME_BYTES // 2) or DEFAULT
 
 
 def _numbered(name: str, number: int) -> str:
     return f"{name}_{number:05}"
 
 
-def _same(name: str) -> str:
+def folded_name(name: str) -> str:
     """Equal for names that some file systems cannot tell apart: case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
@@ -130,9 +129,9 @@ def _same(name: str) -> str:
 def _next_free(name: str, folders: Iterable[Path]) -> int:
     """One more than the highest number that ``name`` has anywhere: a new name every time, since prompts are cached by
     name, and ``embedding:name`` finds a file in any folder and subfolder."""
-    wanted = re.compile(re.escape(_same(PurePosixPath(name).name)) + rf"_(\d{{1,{MOST_DIGITS}}})")
+    wanted = re.compile(re.escape(folded_name(PurePosixPath(name).name)) + rf"_(\d{{1,{MOST_DIGITS}}})")
     numbers = [0]
-    for file in (_same(path.name) for path in files_in(folders)):
+    for file in (folded_name(path.name) for path in files_in(folders)):
         stems = (file, *(file.removesuffix(suffix) for suffix in _EMBEDDING_SUFFIXES))
         numbers += (int(match[1]) for stem in stems if (match := wanted.fullmatch(stem)))
     return max(numbers) + 1

@@ -107,8 +107,8 @@ def check_vectors(vectors: Mapping[str, Tensor], source: str) -> None:
             raise ValueError(f"{source}: {key} contains NaN or infinite values. Learn the style again.")
     if len({v.shape[0] for v in vectors.values()}) != 1:
         counts = ", ".join(f"{k}: {v.shape[0]}" for k, v in vectors.items())
-        raise ValueError(f"{source}: the text encoders disagree on the number of tokens ({counts}). Learn the style "
-                         "again.")
+        raise ValueError(f"{source}: the text encoders disagree on the number of tokens ({counts}); expected the same "
+                         f"for all. {USE_IN_PROMPT}")
 
 
 def check_adapter(adapter: Mapping[str, Tensor], source: str) -> None:
@@ -233,8 +233,9 @@ def _check_start(name: str, size: int, start: bytes) -> None:
         return  # whatever two bytes its length begins with
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError(f"{name} is a pickle (a torch .pt file under another name). Pickles can run code and are not "
-                         f"opened here. If it is a textual inversion of another tool: {USE_IN_PROMPT} Official InST "
-                         "files go through Import InST embeddings.pt.")
+                         "opened here. Give it its ending .pt again and put it into models/embeddings: a textual "
+                         "inversion of another tool works in any prompt, written embedding: and its name, and official "
+                         "InST files go through Import InST embeddings.pt.")
     raise ValueError(f"{name} is not a safetensors file ({size} bytes). It may be cut off; copy it again.")
 
 

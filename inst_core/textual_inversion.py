@@ -16,6 +16,9 @@ MAX_WIDTH = 16384  # wider than any text encoder
 # Text encoders by their keys in embedding files, and how wide they usually are. Files of this pack may hold others.
 KNOWN_WIDTHS = {"clip_l": 768, "clip_g": 1280, "clip_h": 1024, "t5xxl": 4096, "gemma2_2b": 2304, "qwen3_4b": 2560,
                 "qwen25_7b": 3584, "mistral3_24b": 5120}
+# Others go by their names alone: they are as wide as one of those, or as one another.
+NAMES = (*KNOWN_WIDTHS, "llama", "qwen3_8b", "qwen3vl_4b", "qwen3_2b", "qwen25_3b", "pile_t5xl", "mt5xl",
+         "chinese_roberta")
 USE_IN_PROMPT = ("A textual inversion that cannot be read here still works in any prompt: put the file into "
                  "models/embeddings and write embedding: and its name.")
 
@@ -41,7 +44,7 @@ def read_vectors(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     Raises:
         ValueError: the file is no textual inversion, or it cannot be told which text encoder a matrix is for.
     """
-    named = {key: tensors[key] for key in KNOWN_WIDTHS if key in tensors} or _bundled(tensors)
+    named = {key: tensors[key] for key in NAMES if key in tensors} or _bundled(tensors)
     if not named:
         named = _by_width(tensors, source)
     return {key: _as_matrix(value) for key, value in named.items()}
@@ -60,7 +63,7 @@ def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             encoder = match[1]
             if encoder == _ANY_ENCODER:
                 encoder = _encoder_of(value)
-            if encoder in KNOWN_WIDTHS:
+            if encoder in NAMES:
                 found.setdefault(encoder, []).append(_as_matrix(value).float())
     return {key: torch.cat(values) for key, values in found.items() if len({v.shape[1] for v in values}) == 1}
 

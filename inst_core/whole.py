@@ -1,4 +1,5 @@
 """Files that are whole or not there, whenever the process dies."""
+import errno
 import os
 import time
 import uuid
@@ -18,7 +19,7 @@ def write_whole(path: Path, data: bytes, overwrite: bool = True) -> None:
         FileExistsError: without ``overwrite``, the name is taken.
         OSError: the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     clear_leftovers(path.parent)
     temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -32,6 +33,19 @@ def write_whole(path: Path, data: bytes, overwrite: bool = True) -> None:
             name_exclusively(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, unless it is there.
+
+    Raises:
+        NotADirectoryError: a file is called so, or a link leads to a disk that is gone.
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, or a link to a folder that is gone") from error
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -74,7 +74,7 @@ class InSTGuessStyle(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name, **others) -> str:
-        return host.files.file_fingerprint(host.files.guesser_path(encoder_name))
+        return host.files.fingerprint(host.files.GUESSER_FOLDER, encoder_name)
 
     @classmethod
     def execute(cls, image, encoder_name, context="", clip=None, clip_vision=None) -> io.NodeOutput:

@@ -132,11 +132,8 @@ class InSTLearnStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name=saving.AUTO, encoder=AUTO, quality=GOOD, clip_vision="", style="") -> bool | str:
-        # What is connected is None here, and known when the graph runs.
-        if (answer := problem_of(saving.check_name, saving.AUTO if name is None else name)) is not True:
+        if (answer := problem_of(saving.check_name, name)) is not True or style is None:  # None: it is connected
             return answer
-        if None in (encoder, quality, style):
-            return True
         return problem_of(check_vision, encoder, quality, clip_vision is None)
 
     @classmethod

@@ -18,7 +18,12 @@ LossMap = io.Custom("LOSS_MAP")
 
 
 def problem_of(check: Callable, *arguments: object) -> bool | str:
-    """An answer of validate_inputs: True, or why ``check(*arguments)`` refused with a ValueError."""
+    """An answer of validate_inputs: True, or why ``check(*arguments)`` refused with a ValueError.
+
+    A widget that another node is connected to is None here, and known when the graph runs.
+    """
+    if any(argument is None for argument in arguments):
+        return True
     try:
         check(*arguments)
     except ValueError as error:

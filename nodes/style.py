@@ -84,7 +84,7 @@ class InSTLoadStyle(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, style_name) -> str:
-        return host.files.file_fingerprint(host.files.style_path(style_name))
+        return host.files.fingerprint(host.files.STYLE_FOLDER, style_name)
 
     @classmethod
     def validate_inputs(cls, style_name) -> bool | str:
@@ -161,7 +161,7 @@ class InSTImportEmbeddings(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embeddings_name, **others) -> str:
-        return host.files.file_fingerprint(host.files.embeddings_path(embeddings_name))
+        return host.files.fingerprint("embeddings", embeddings_name)
 
     @classmethod
     def execute(cls, embeddings_name, clip_vision, image, encoder, seed=0) -> io.NodeOutput:

@@ -68,7 +68,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> str:
-        return fingerprint(*cls.names(method, file_1, file_2, file_3, file_4))
+        return fingerprint(*([None] if method is None else cls.names(method, file_1, file_2, file_3, file_4)))
 
     @classmethod
     def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> io.NodeOutput:
@@ -170,11 +170,8 @@ class InSTGatysStyleTransfer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vgg_name, style_layers=STYLE_LAYERS) -> bool | str:
-        try:
-            gatys.style_layers(STYLE_LAYERS if style_layers is None else style_layers)  # None: from another node
-        except ValueError as error:
-            return str(error)
-        return file_problem(vgg_name)
+        answer = problem_of(gatys.style_layers, style_layers)
+        return file_problem(vgg_name) if answer is True else answer
 
     @classmethod
     def fingerprint_inputs(cls, vgg_name, **others) -> str:

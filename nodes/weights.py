@@ -4,6 +4,7 @@ from pathlib import Path, PurePath
 from torch import Tensor
 
 from ..inst_core import host, state_dicts
+from .sockets import problem_of
 
 NO_FILES = "(put weight files into models/style_transfer)"
 NONE = "none"
@@ -22,12 +23,8 @@ def file_problem(*names: str) -> bool | str:
     """True, or why the chosen files cannot be opened; ``NONE`` chooses nothing."""
     if NO_FILES in names:
         return "There is no weight file yet. Put one into models/style_transfer, press R and choose it here."
-    try:
-        for name in chosen(*names):
-            host.files.model_path(host.files.TRANSFER_FOLDER, name)
-    except ValueError as error:
-        return str(error)
-    return True
+    answers = (problem_of(host.files.model_path, host.files.TRANSFER_FOLDER, name) for name in chosen(*names))
+    return next((answer for answer in answers if answer is not True), True)
 
 
 def chosen(*names: str) -> list[str]:
@@ -42,7 +39,7 @@ def read_weights(name: str, mapped: bool = False) -> dict[str, Tensor]:
 
 def fingerprint(*names: str | None) -> str:
     """Changes when one of the chosen files is replaced under its name; for ``fingerprint_inputs``."""
-    return state_dicts.fingerprint(_path(name) for name in chosen(*names) if name not in (None, NO_FILES))
+    return host.files.fingerprint(host.files.TRANSFER_FOLDER, *(name for name in chosen(*names) if name != NO_FILES))
 
 
 def _path(name: str) -> Path:

@@ -32,11 +32,20 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from block if isinstance(block, nn.Sequential) else [block]
 
 
-class AddingApart(TorchFunctionMode):
-    """``x += y`` makes a new tensor: some families' layers add in place, over what backward or a second run needs."""
+def _ordinary(value: Any) -> Any:
+    """A tensor of inference mode, in which nodes make their patches, as one that backward may keep."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+class Differentiable(TorchFunctionMode):
+    """``x += y`` makes a new tensor: some families' layers add in place, over what backward or a second run needs.
+
+    And patches of the user's model (a hypernetwork, an IP-Adapter) take part although a node made them.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (torch.Tensor.add if func is torch.Tensor.add_ else func)(*args, **(kwargs or {}))
+        func = torch.Tensor.add if func is torch.Tensor.add_ else func
+        return func(*map(_ordinary, args), **{k: _ordinary(v) for k, v in (kwargs or {}).items()})
 
 
 def _recomputing(forward: Callable, *inputs, **named):
@@ -54,7 +63,7 @@ def _recomputing(forward: Callable, *inputs, **named):
         if first:
             first = False
             return forward(*inputs, **named)
-        with AddingApart():  # backward may run on another thread
+        with Differentiable():  # backward may run on another thread
             return forward(*noted, **noted_named)
 
     return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
@@ -140,5 +149,5 @@ class Denoiser:
         if patches:
             transformer["patches"] = patches
         recompute = self.recompute and torch.is_grad_enabled()
-        with AddingApart(), recomputed(self.network) if recompute else nullcontext():
+        with Differentiable(), recomputed(self.network) if recompute else nullcontext():
             return comfy.samplers.calc_cond_batch(self._patcher.model, [conds["positive"]], x, sigma, options)[0]

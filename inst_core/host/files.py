@@ -1,11 +1,12 @@
 """Folders and files, the host's way."""
 import contextlib
-import hashlib
 import shutil
 from pathlib import Path
 
 import folder_paths
 from comfy.cli_args import args
+
+from .. import state_dicts
 
 STYLE_FOLDER = "inst_styles"
 GUESSER_FOLDER = "inst_encoders"  # of encoders that guess styles
@@ -120,9 +121,11 @@ def embeddings_path(name: str) -> Path:
     return Path(model_path("embeddings", name))
 
 
-def file_fingerprint(path: Path) -> str:
-    """Changes when the file's contents change."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def fingerprint(folder: str, *names: str | None) -> str:
+    """Changes when one of the named files of a model folder is replaced, or, where another node says the name (None),
+    any of them."""
+    named = {name for name in names if name is not None} | set(model_files(folder) if None in names else ())
+    return state_dicts.fingerprint(Path(model_path(folder, name)) for name in sorted(named))
 
 
 def metadata_enabled() -> bool:

@@ -3,14 +3,15 @@ from aiohttp import web
 from server import PromptServer
 
 from .. import incoming
-from .files import library_folders, style_folders
+from .files import library_folders, searched_folders, style_folders
 
 
 async def keep_style(request: web.Request) -> web.Response:
     """POST /inst/styles?name=FILE with a style file as the body -> {"name": as Load InST Style lists it}."""
     try:
-        name = incoming.keep(request.query.get("name", ""), await request.read(), style_folders()[0],
-                             library_folders())
+        name = incoming.keep(request.query.get("name", ""), await request.read(),
+                             [folder for folder in style_folders() if folder in library_folders()], library_folders(),
+                             searched_folders())
     except (ValueError, OSError) as error:
         return web.json_response({"error": str(error)}, status=400)
     return web.json_response({"name": name})

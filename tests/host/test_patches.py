@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy.patcher_extension import PatcherInjection
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 from comfy_extras.nodes_lora_debug import LoraLoaderBypass
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from inst_pack.inst_core import host
@@ -201,6 +202,19 @@ def test_what_holds_the_models_own_layers_is_refused(small, make, used):
         sampled(patched, clip)
     with pytest.raises(ValueError, match=rf"model carries a replaced part \('{name}', .*before the node that replaced"):
         check_copyable(patched, "model")
+
+
+def test_a_hypernetwork_takes_part(small, plain, tmp_path):
+    """Its layers and whatever else attention patches hold were made by a node, in inference mode."""
+    model, clip, _ = small
+    rows = [{"linear.0.weight": torch.eye(768) * scale, "linear.0.bias": torch.zeros(768)} for scale in (0.5, -0.5)]
+    torch.save({768: rows, "activation_func": "tanh", "activate_output": True}, tmp_path / "hyper.pt")
+    patched, scale = model.clone(), torch.full((768,), 1.1)
+    patched.set_model_attn2_patch(load_hypernetwork_patch(str(tmp_path / "hyper.pt"), 1.0))
+    patched.set_model_attn2_patch(lambda q, k, v, options: (q, k * scale, v))
+    assert scale.is_inference()
+    context, out, gradient = learned_from(patched, clip)
+    assert torch.equal(context, plain[0]) and differ(out, plain[1]) and differ(gradient, plain[2])
 
 
 def test_unknown_injections_are_refused(small):

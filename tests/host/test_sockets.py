@@ -4,11 +4,13 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
+import folder_paths
 import pytest
 import server
 from app.node_replace_manager import NodeReplaceManager
 from comfy_api.latest import io
 from inst_pack import nodes
+from inst_pack.inst_core import host
 
 PAGES = Path(nodes.__file__).parents[1] / "web" / "docs"
 
@@ -32,6 +34,16 @@ def named(socket, page: str) -> bool:
 @pytest.mark.parametrize("node", nodes.NODES)
 def test_execute_takes_the_sockets(node):
     assert {socket.id for socket in node.define_schema().inputs} == {*inspect.signature(node.execute).parameters}
+
+
+@pytest.mark.parametrize("node", [node for node in nodes.NODES if "validate_inputs" in vars(node)])
+def test_what_another_node_says_is_for_the_run_to_judge(node, folders):
+    """The host asks with None in the place of a widget that is connected: a name from a text node, for instance."""
+    lpips = Path(folder_paths.models_dir, host.files.TRANSFER_FOLDER, "lpips-alex.safetensors")
+    lpips.parent.mkdir(parents=True)
+    lpips.touch()
+    widgets = dict.fromkeys(inspect.signature(node.validate_inputs).parameters)
+    assert node.validate_inputs(**widgets) is True
 
 
 def test_the_editor_is_told_of_renamed_nodes(monkeypatch):

@@ -176,8 +176,8 @@ def test_a_style_file_from_outside_is_kept_or_refused(client, home):
         return answer.status_code, answer.json()
 
     shipped = ROOT / "styles" / "inst-demo" / "hokusai.safetensors"
-    assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕 暮.safetensors"})
-    assert (home / "models" / "inst_styles" / "夕 暮.safetensors").is_file()
+    assert send("../夕 暮.safetensors", shipped.read_bytes()) == (200, {"name": "夕_暮.safetensors"})
+    assert (home / "models" / "inst_styles" / "夕_暮.safetensors").is_file()
     assert send("hokusai.safetensors", shipped.read_bytes()) == (200, {"name": "inst-demo/hokusai.safetensors"})
     status, said = send("dune.safetensors", b"nonsense")
     assert status == 400 and "dune.safetensors is not a safetensors file" in said["error"]

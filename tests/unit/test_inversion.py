@@ -149,7 +149,7 @@ def test_each_latent_gets_its_own_noise(inverted, known, which, index, expected)
 
 
 @pytest.mark.parametrize("known, index, expected", [
-    (None, None, [0, 10, 0]),  # order, repeated
+    (None, None, [0, 10, 0, 10]),  # order, repeated
     ((3, 1), (1, 3, 1), [10, 0, 10]),
     ((3, 1), (3, 1), [0, 10]),
     ((3, 1), (1,), [10]),
@@ -160,6 +160,20 @@ def test_latents_that_were_changed_since_are_known_by_their_place(known, index, 
     """Match Latent Color between the inversion and the sampler, for instance."""
     changed = [100 + i for i in range(len(expected))]
     assert given(made_for((0, 1), known), changed, index) == expected
+
+
+def test_a_changed_picture_that_is_repeated_keeps_its_noise():
+    """Latent From Batch 1 and Repeat Latent Batch count on: 1, 2, 3; frames of a still are told apart by the same."""
+    assert given(made_for((0, 1, 2)), (100, 100, 100), (1, 2, 3)) == [10, 10, 10]
+    assert given(made_for((7, 7, 7)), (100, 100), (1, 2)) == [71, 72]
+
+
+@pytest.mark.parametrize("which, index", [
+    ((100,), None), ((100, 101), None), ((100, 101, 102, 103), None), ((100, 101), (1, 1)),  # seed behaviour: fixed
+])
+def test_a_part_of_a_changed_batch_that_does_not_say_which_is_an_error(which, index):
+    with pytest.raises(ValueError, match=f"inverted from 3 latents; the sampler got {len(which)}, .*leave noise"):
+        given(made_for((0, 1, 2)), which, index)
 
 
 @pytest.mark.parametrize("inverted, known, which, index", [

@@ -31,6 +31,7 @@ EXCEPTIONS = {
     ("inst_core/methods/__init__.py", "The files are closest to"): "what to do is in the problems that are filled in",
     ("inst_core/official.py", "{} was not imported: {}"): "the first half of a sentence, what is wrong is filled in",
     ("inst_core/state_dicts.py", "{} is not opened: {}"): "the same",
+    ("inst_core/whole.py", "NotADirectoryError"): "as the system would say it; whoever saves goes on in another folder",
 }
 
 

@@ -68,6 +68,7 @@ def test_wrong_contents_are_named(tmp_path, ldm):
     torch.save({"attention": {}}, legacy, _use_new_zipfile_serialization=False)
     torch.save({"string_to_param": {}}, tmp_path / "ti.pt")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"lora_unet.up.weight": torch.ones(2, 2)}, tmp_path / "lora.pt")
     cases = {
         official_file(tmp_path / "short.pt", short): "lacks .*attn2.to_q.weight",
         official_file(tmp_path / "wide.pt", wide): r"net.1.weight is torch.float32 \(512, 768\)",
@@ -80,7 +81,8 @@ def test_wrong_contents_are_named(tmp_path, ldm):
             r"is torch.int64 .*expected floating point",
         official_file(tmp_path / "text.pt2", {k: "x" for k in ldm().state_dict()}): "is str; expected floating point",
         official_file(tmp_path / "state.pt", {}): "lacks .*attn1",
-        tmp_path / "list.pt": "it holds list",
+        tmp_path / "list.pt": "it holds list; .*Choose the embeddings.pt",
+        tmp_path / "lora.pt": "it holds lora_unet.up.weight; .*attention. Choose the embeddings.pt",
     }
     for path, message in cases.items():
         with pytest.raises(ValueError, match=message):

@@ -143,6 +143,15 @@ def test_a_style_that_cannot_be_saved_in_models_goes_elsewhere_and_says_so(tmp_p
     assert "NOT SAVED" in nowhere and "on this node's output" in nowhere
 
 
+def test_a_link_to_a_disk_that_is_gone_is_no_folder(tmp_path):
+    """mkdir says that it exists already, as if the name of the style were taken."""
+    gone = tmp_path / "styles"
+    gone.symlink_to(tmp_path / "unplugged")
+    text = save("wave", gone, tmp_path / "output")
+    assert text.startswith(f"wave_00001.safetensors is saved in {tmp_path / 'output'}, because it could not be in")
+    assert "a link to a folder that is gone" in text
+
+
 @pytest.mark.parametrize("step", ["os.fsync", "os.link", "pathlib.Path.mkdir"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG])
 def test_a_fault_at_any_step_leaves_nothing_and_the_style_elsewhere(tmp_path, monkeypatch, step, code):
