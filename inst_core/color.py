@@ -196,7 +196,7 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
         features: of latents (B, C, ...): (B, C', h, w), for "semantic".
 
     Raises:
-        ValueError: channels, batch lengths or masks that do not fit.
+        ValueError: an unknown method, channels, batch lengths or masks that do not fit.
     """
     if content.shape[1] != style.shape[1]:
         raise ValueError(f"content latent has {content.shape[1]} channels, style latent has {style.shape[1]}. "
@@ -204,6 +204,8 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
     if style.shape[0] not in (1, content.shape[0]):
         raise ValueError(f"style latent batch is {style.shape[0]}, content batch is {content.shape[0]}. "
                          "Give one style latent, or one for each content.")
+    if method not in TRANSPORTS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(TRANSPORTS)}.")
     if amount == 0:
         return content
     masks = masked_regions(content, style, content_mask, style_mask)

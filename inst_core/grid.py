@@ -87,9 +87,11 @@ def grid(cells: Cells, rows: Sequence[str] = (), columns: Sequence[str] = (), he
         (1, height, width, 3) in [0, 1].
 
     Raises:
-        ValueError: no picture, labels that do not fit, or a figure beyond MAX_PIXELS.
+        ValueError: no picture, labels that do not fit, a height or gap below its least, or a figure beyond MAX_PIXELS.
     """
     _check(cells, rows, columns)
+    if height < 1 or gap < 0:
+        raise ValueError(f"height is {height} and gap is {gap}; expected at least 1 and 0 pixels.")
     text = Lettering(max(MINIMUM_TEXT, round(height * TEXT_SHARE)))
     sizes = [[scaled_size(cell, height) if cell is not None else (0, 0) for cell in row] for row in cells]
     widths = [max(1, *(size[1] for size in column)) for column in zip(*sizes, strict=True)]

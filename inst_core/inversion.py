@@ -8,6 +8,7 @@ Everything is written in the host's own terms: a ``model_sampling`` object whose
 affine in ``n`` and ``z``.  That holds for eps, v and flow parametrisations alike, so none of them is named here.
 """
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,10 +120,12 @@ def released_timesteps(strength: float, steps: int = RELEASED_STEPS) -> tuple[in
         raise ValueError(f"steps is {steps}: released timing divides {TRAIN_TIMESTEPS} training steps by it. Use 1 to "
                          f"{TRAIN_TIMESTEPS}, or timing 'matched'.")
     t_noise, count = int(strength * TRAIN_TIMESTEPS), int(strength * steps)
+    least = math.ceil(1000 / steps) / 1000
     if not (0.0 < strength < 1.0) or count < 1:
         raise ValueError(
             f"strength is {strength}: released timing with {steps} steps runs int(strength * steps) = {count} of them "
-            f"and reads level int(1000 * strength) of 0..999. Use {1 / steps:g} <= strength < 1, or timing 'matched'.")
+            f"and reads level int(1000 * strength) of 0..999. Use at least 2 steps and {least:g} <= "
+            "strength < 1, or timing 'matched'.")
     ddim = range(1, TRAIN_TIMESTEPS + 1, TRAIN_TIMESTEPS // steps)[:count]
     return t_noise, list(reversed(ddim))
 

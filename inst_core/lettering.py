@@ -2,6 +2,7 @@
 import os
 import sys
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -160,9 +161,8 @@ class Lettering:
         """The text, or as much of it as fits, with dots at the end."""
         if self.width(text) <= room:
             return text
-        while text and self.width(text + DOTS) > room:
-            text = text[:-1]
-        return text + DOTS
+        fitting = bisect_right(range(1, len(text)), room, key=lambda count: self.width(text[:count] + DOTS))
+        return text[:fitting] + DOTS
 
     def draw(self, text: str, width: int) -> Tensor:
         """One line, centred: (3, height, width) in [0, 1]."""

@@ -20,8 +20,8 @@ L = TypeVar("L", bound=Halvable)
 # What torch says without a type of its own: main memory on Linux, macOS and Windows, Apple's GPUs, NVIDIA's driver and
 # libraries, AMD's, Intel's, and DirectML; all in small letters.
 _MESSAGES = ("out of memory", "outofmemory", "out_of_device_memory", "out_of_host_memory", "status_alloc_failed",
-             "status_memory_error", "can't allocate memory", "not enough memory", "could not allocate tensor",
-             "not enough gpu video memory")
+             "statusallocfailed", "status_memory_error", "bad_alloc", "can't allocate memory", "not enough memory",
+             "could not allocate tensor", "not enough gpu video memory")
 _CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, also HIP's
 
 

@@ -79,4 +79,5 @@ def _between_levels(levels: Tensor, sigma_start: float, steps: int) -> Tensor:
             return sigmas
     known = f"{len(below)} level" if len(below) == 1 else f"{len(below)} levels"
     raise ValueError(f"steps is {steps}, but scheduler has only {known} below sigma {sigma_start:.4g}, where this "
-                     "strength starts. Use no more steps than that, more strength, or scheduler karras.")
+                     "strength starts. Use no more steps than that, more strength, or another scheduler such as "
+                     "karras.")

@@ -32,6 +32,8 @@ def with_adapter(encoder: StyleEncoder, model, rank: int, recipe: Recipe, layers
                          f"adapter_rank to {begun}, or learn a new style.")
     if not rank:
         return encoder
+    if rank < 0:
+        raise ValueError(f"adapter_rank is {rank}; expected 0 for no adapter, or 8 or so for one.")
     found = _late_layers(model, layers)
     if not found:
         raise ValueError(f"adapter_rank is {rank}, but the connected model ({family_of(model)}) has no attention in "

@@ -12,6 +12,7 @@ from ..encoders import ENCODERS, StyleEncoder, build_encoder, resume
 from ..learning import Learned, Painting, Step, learn_style
 from ..recipes import Recipe
 from ..staged_learning import learn_stages
+from ..stages import MOST
 from ..style import ALL_LAYERS, Style
 from .families import MIN_SIDE
 from .size import native_side
@@ -53,8 +54,12 @@ def make_encoders(clip, recipe: Recipe, continue_from: Style | None, layers: str
     """An encoder for every stage of a style, from much noise to little; see ``make_encoder``.
 
     Raises:
-        ValueError: also an adapter beside several stages, or a style to go on from with another number of them.
+        ValueError: also too many stages, an adapter beside several, or a style of another number of them to go on
+            from.
     """
+    if not 1 <= stages <= MOST:
+        raise ValueError(f"stages is {stages}; expected 1 to {MOST}. Set stages to 1 for a style that is the same at "
+                         "all noise levels.")
     if stages > 1 and adapter_rank:
         raise ValueError(f"stages is {stages} and adapter_rank is {adapter_rank}; an adapter acts in all stages alike. "
                          "Set stages to 1, or adapter_rank to 0.")

@@ -98,6 +98,8 @@ def _check_clip(name: str, node: str, widths: Mapping[str, int]) -> None:
 
 
 def _check_latent(model, node: str, latent: Tensor) -> None:
+    if not len(latent):
+        raise ValueError(f"{node}: latent holds no picture. Connect VAE Encode with a photograph.")
     shape, expected = tuple(latent.shape), _latent_shape(model, *latent.shape[-2:])
     if len(shape) != len(expected) or shape[1:-2] != expected[1:-2]:
         inner = ", ".join(map(str, expected[1:-2]))

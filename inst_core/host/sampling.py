@@ -199,6 +199,8 @@ def sampling_sigmas(model, scheduler: str, steps: int, strength: float, sampler:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is needed. InST uses 50, good pictures start at about 20.")
+    if scheduler not in (known := comfy.samplers.KSampler.SCHEDULERS):  # other packs may add some
+        raise ValueError(f"scheduler is {scheduler!r}; expected one of {', '.join(known)}.")
     sampling = model.get_model_object("model_sampling")
     discard = sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
 
@@ -260,6 +262,8 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     Raises:
         ValueError: the noise was made for another level than ``sigmas`` start at, or the model cannot hold a layout so.
     """
+    if sampler not in (known := comfy.samplers.KSampler.SAMPLERS):  # other packs may add some
+        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(known)}.")
     if changes_nothing(sigmas):
         return latent
     check_still_image(model, SAMPLE)

@@ -148,6 +148,9 @@ class _Splicing:
         rows = torch.tensor(self._places, dtype=torch.long).unsqueeze(1)
 
         def read(text: str) -> tuple:
+            if not text.strip():
+                raise ValueError("The prompt has 'embedding:' without a name. Write the name of a file after it, or * "
+                                 "alone for the connected style.")
             if text.split()[0] != MARK:
                 return self._part._try_get_embedding(text)
             return rows, *nowhere._try_get_embedding(text)[1:]

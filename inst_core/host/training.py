@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import memory
-from ..style import ALL_LAYERS, STYLE_BLOCK
+from ..style import ALL_LAYERS, LAYERS, STYLE_BLOCK
 from . import text as prompts
 from .denoiser import Conditioning, Denoiser
 from .families import family_of, style_blocks
@@ -212,6 +212,8 @@ def training_session(model, clip, prompt: str, tokens: int, layers: str = ALL_LA
 
 def check_layers(model, layers: str) -> None:
     """Raises ValueError, in one sentence, unless a style can be learned for these layers of a MODEL."""
+    if layers not in LAYERS:
+        raise ValueError(f"layers is {layers!r}; expected one of {', '.join(LAYERS)}.")
     if layers != ALL_LAYERS:
         check_late(model, layers)
     if layers == STYLE_BLOCK:

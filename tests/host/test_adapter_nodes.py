@@ -112,6 +112,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(small, monkeypatch):
     foreign = {f"layers.3.attention.qkv.{end}": torch.ones(2, 2) for end in ("lora_up.weight", "lora_down.weight")}
     with pytest.raises(ValueError, match="learned on ZImage.*layers.3.attention.qkv of 2.*does not have it"):
         InSTApplyStyleAdapter.execute(model, dataclasses.replace(fits, adapter=foreign, family="ZImage"), 0.0)
+    with pytest.raises(ValueError, match="adapter_rank is -1; expected 0 for no adapter"):
+        host.adapter.with_adapter(DirectEncoder({"clip_l": torch.ones(1, 768)}, 2), model, -1, RECIPE)
     monkeypatch.setattr(host_adapter, "LARGEST", 10**5)
     with pytest.raises(ValueError, match="adapter_rank is 64, which makes an adapter of .* Set adapter_rank to "):
         host.adapter.with_adapter(DirectEncoder({"clip_l": torch.ones(1, 768)}, 2), model, 64, RECIPE)

@@ -282,6 +282,12 @@ def test_users_own_embeddings_still_work_beside_a_style(small, folders):
     assert not torch.equal(both[0][0], apply(clip, "and *")[0][0])
 
 
+@pytest.mark.parametrize("text", ["embedding:*", "(embedding:) *", "* embedding:"])
+def test_an_embedding_without_a_name_is_named(small, text):
+    with pytest.raises(ValueError, match=r"'embedding:' without a name.* or \* alone"):
+        apply(small[1], text)
+
+
 def test_other_families_are_refused(small):
     xl = Style({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, family="SDXL")
     with pytest.raises(ValueError, match="SDXL; the connected CLIP takes clip_l"):

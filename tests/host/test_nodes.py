@@ -101,6 +101,11 @@ def test_stages_are_learned_kept_and_learned_on(small, pictures):
     assert len(host.learning.make_encoders(small[1], recipe, plain, "all", "", 3)) == 3
     with pytest.raises(ValueError, match="a style of 2 stages by encoder direct; stages is 1"):
         learn(small, pictures[:1], continue_from=saved)
+    for stages in (0, 7):
+        with pytest.raises(ValueError, match=f"stages is {stages}; expected 1 to 6"):
+            host.learning.make_encoders(small[1], recipe, None, "all", "", stages)
+    with pytest.raises(ValueError, match="layers is 'nope'; expected one of all, late, style block"):
+        host.training.check_layers(small[0], "nope")
     with pytest.raises(ValueError, match="stages is 3 and adapter_rank is 8"):
         learn(small, pictures[:1], stages=3, adapter_rank=8)
 

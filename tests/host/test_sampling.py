@@ -273,5 +273,10 @@ def test_other_bad_input_is_named(small, prompts):
         sample(model, prompts, content(1, 12, 8), noise=invert(model, prompts)[0])
     with pytest.raises(ValueError, match="inverted at sigma .* but sampling starts at"):
         sample(model, prompts, strength=0.4, noise=invert(model, prompts)[0])
+    for name, said in (("sampler", "euler"), ("scheduler", "normal")):
+        with pytest.raises(ValueError, match=f"{name} is 'nope'; expected one of .*{said}"):
+            sample(model, prompts, **{name: "nope"})
+    with pytest.raises(ValueError, match="latent holds no picture. Connect VAE Encode"):
+        invert(model, prompts, {"samples": torch.zeros(0, 4, 8, 8)})
     with pytest.raises(ValueError, match="steps is 1001: released timing divides 1000"):
         invert(model, prompts, timing="released", steps=1001)

@@ -85,6 +85,12 @@ def test_what_cannot_be_drawn(cells, rows, columns, message):
         grid(cells, rows, columns)
 
 
+@pytest.mark.parametrize("height, gap", [(0, 8), (-5, 8), (64, -3)])
+def test_sizes_below_the_least_are_refused(height, gap):
+    with pytest.raises(ValueError, match=f"height is {height} and gap is {gap}; expected at least 1 and 0"):
+        grid([[flat(0)]], height=height, gap=gap)
+
+
 def test_a_figure_that_would_fill_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(module, "MAX_PIXELS", 5000)
     with pytest.raises(ValueError, match="The grid would be 152 x 80 px. Choose a smaller height than 64"):

@@ -1,5 +1,6 @@
 """Stochastic inversion in every parametrisation, and the NOISE it hands on."""
 import random
+import re
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_released_levels_differ_as_in_the_official_code():
 def test_released_levels_outside_their_range_are_refused(strength):
     with pytest.raises(ValueError, match=f"strength is {strength}.*timing 'matched'"):
         released_timesteps(strength, 50)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 49, 50, 999, 1000])
+def test_the_strength_that_a_refusal_names_works(steps):
+    with pytest.raises(ValueError) as refusal:
+        released_timesteps(0.0, steps)
+    least = float(re.search(r"and ([\d.]+) <= strength < 1", str(refusal.value))[1])
+    assert len(released_timesteps(least, steps)[1]) == 1
 
 
 # ---- whose noise it is ----

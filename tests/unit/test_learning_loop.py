@@ -396,7 +396,8 @@ def test_the_session_tells_what_out_of_memory_looks_like():
 @pytest.mark.parametrize("message", [
     "CUDA error: out of memory", "CUDA out of memory. Tried to allocate 2 GiB", "HIP out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory", "hipErrorOutOfMemory", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+    "MPS backend out of memory", "hipErrorOutOfMemory", "miopenStatusAllocFailed",
+    "std::bad_alloc", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
     "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory"])
 def test_every_way_to_say_that_memory_ran_out_is_known(message):
     assert is_out_of_memory(RuntimeError(message)) and not is_out_of_memory(RuntimeError("shapes do not match"))

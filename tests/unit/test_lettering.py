@@ -69,6 +69,13 @@ def test_letters_are_whole_and_long_labels_end_in_dots():
     assert lettering.shortened("short", 200) == "short"
 
 
+def test_a_label_is_measured_a_few_times_however_long_it_is(monkeypatch):
+    lettering, measure, asked = Lettering(24), Lettering.width, []
+    monkeypatch.setattr(Lettering, "width", lambda self, text: asked.append(text) or measure(self, text))
+    shown = lettering.shortened("x" * 5000, 80)
+    assert len(asked) < 20 and measure(lettering, shown) <= 80 < measure(lettering, f"x{shown}")
+
+
 @pytest.mark.parametrize("script", ["内容风格", "Привет", "Ωμέγ", "სტილი", "화풍", "Größe", "–—"])
 def test_any_script_is_drawn_in_a_font_that_has_it(fonts, script):
     letters = "".join(dict.fromkeys(script))
