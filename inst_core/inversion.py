@@ -120,7 +120,7 @@ def released_timesteps(strength: float, steps: int = RELEASED_STEPS) -> tuple[in
         raise ValueError(f"steps is {steps}: released timing divides {TRAIN_TIMESTEPS} training steps by it. Use 1 to "
                          f"{TRAIN_TIMESTEPS}, or timing 'matched'.")
     t_noise, count = int(strength * TRAIN_TIMESTEPS), int(strength * steps)
-    least = math.ceil(1000 / steps) / 1000
+    least = math.ceil(1000 / max(steps, 2)) / 1000
     if not (0.0 < strength < 1.0) or count < 1:
         raise ValueError(
             f"strength is {strength}: released timing with {steps} steps runs int(strength * steps) = {count} of them "
