@@ -34,7 +34,8 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 def _ordinary(value: Any) -> Any:
     """A tensor of inference mode, in which nodes make their patches, as one that backward may keep."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+    kept = isinstance(value, Tensor) and value.is_inference() and torch.is_grad_enabled()
+    return value.clone() if kept else value
 
 
 class Differentiable(TorchFunctionMode):
