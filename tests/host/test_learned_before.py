@@ -172,20 +172,15 @@ def test_clip_vision_counts_where_it_is_used(small, clip_vision):
     assert host.identity.identify(*small, clip_vision) != host.identity.identify(*small)
 
 
-def test_a_model_is_the_same_under_another_name_and_another_under_its_own(small, tmp_path):
+def test_a_model_is_the_same_under_another_name_and_another_under_its_own(small, open_checkpoint, tmp_path):
     """The checkpoint's contents count, not where it lies or when it was written."""
     stored = Path(small[0].cached_patcher_init[1][0])
-
-    def opened(path):
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=[str(tmp_path)])[:3]
-        return model, clip, vae
-
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(stored.read_bytes())
-    assert host.identity.identify(*opened(copy)) == host.identity.identify(*small)
+    assert host.identity.identify(*open_checkpoint(copy)) == host.identity.identify(*small)
     tensors = comfy.utils.load_torch_file(str(stored))
     save_file({k: v.clone() * (1.01 if "diffusion_model" in k else 1) for k, v in tensors.items()}, copy)
-    assert host.identity.identify(*opened(copy)) != host.identity.identify(*small)
+    assert host.identity.identify(*open_checkpoint(copy)) != host.identity.identify(*small)
 
 
 def test_models_of_other_loaders_are_known_by_their_weights(small, monkeypatch):
