@@ -47,7 +47,7 @@ def test_normalised_network_matches_the_official_features(golden):
     data = golden("adaattn")
     net = vgg.load(data.state_dict("vgg_normalised.pth"))
     assert net.family is vgg.NORMALISED
-    picture = data.tensor("sq64/content_u8").permute(2, 0, 1)[None] / 255
+    picture = data.picture("sq64/content_u8")
     features = net(net.normalise(picture), [f"relu{n}_1" for n in range(1, 6)])
     for n in range(1, 6):
         found = torch.stack([features[f"relu{n}_1"][0].mean((1, 2)), features[f"relu{n}_1"][0].std((1, 2))])
@@ -59,7 +59,7 @@ def test_gatys_network_takes_the_authors_input(golden):
     data = golden("gatys")
     net = vgg.load(data.state_dict("vgg_conv.pth"))
     assert net.family is vgg.GATYS
-    picture = data.tensor("rect/content_u8").permute(2, 0, 1)[None] / 255
+    picture = data.picture("rect/content_u8")
     torch.testing.assert_close(net.normalise(picture), data.tensor("rect/content_input_bgr255"), atol=1e-4, rtol=0)
 
 
