@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import types
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -59,17 +58,17 @@ class Golden:
         """Role -> {official key: tensor}, filled by the golden rule."""
         return {k: self._torch.from_numpy(v) for k, v in self.fill.state_dict(role, self.manifest[role]).items()}
 
-    def load_model(self, folder: Path, *roles: str):
-        """A feed-forward model through files with the official names, as released."""
-        from inst_pack.inst_core.methods import load_style_model
-
-        for role in roles:
-            self._torch.save(OrderedDict(self.state_dict(role)), folder / role.split("/")[-1])
-        return load_style_model({p.name: self._torch.load(p, weights_only=True) for p in folder.iterdir()})
-
     def tensor(self, key: str):
         """An expected array as a tensor."""
         return self._torch.from_numpy(self.expected[key].copy())
+
+    def picture(self, key: str):
+        """An expected array of 8-bit levels as a (1, 3, height, width) tensor in [0, 1]."""
+        return self.tensor(key).permute(2, 0, 1)[None] / 255
+
+    def pair(self, case: str) -> list:
+        """Content and style of a case."""
+        return [self.picture(f"{case}/{role}_u8") for role in ("content", "style")]
 
     def array(self, name: str, shape, scale: float = 1.0):
         """``fill.array`` as a tensor."""

@@ -10,7 +10,7 @@ from inst_pack.inst_core.batch_plan import BatchPlan
 from inst_pack.inst_core.learning import held_out_loss
 from inst_pack.inst_core.style import Style, load_style, save_style, to_bytes
 from safetensors.torch import load, save_file
-from test_learning_loop import FAST, Denoiser, Session, Stop, encoder, learn, painting
+from test_learning_loop import FAST, Denoiser, Session, Stop, encoder, learn, painting, stopping
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -158,8 +158,8 @@ class AdaptableDenoiser(Denoiser):
 
 
 def adaptable() -> tuple[Session, AdaptedEncoder, contextlib.AbstractContextManager]:
-    session, network = Session(), Lens()
-    session.denoiser = AdaptableDenoiser(network)
+    network = Lens()
+    session = Session(AdaptableDenoiser(network))
     module = AdaptedEncoder(encoder(), Adapter(late_half(network), 2, draw()))
     return session, module, module.attached(session)
 
@@ -178,13 +178,8 @@ def test_words_and_adapter_together_come_closer_than_words_alone():
 def test_cancel_keeps_the_best_words_and_the_adapter_that_belongs_to_them():
     session, module, attached = adaptable()
     rescued = []
-
-    def report(step):
-        if step.done == 47:
-            raise Stop
-
     with attached, pytest.raises(Stop):
-        learn(replace(FAST, patience=None), module, session, report, rescue=rescued.append)
+        learn(replace(FAST, patience=None), module, session, stopping(47), rescue=rescued.append)
     session, fresh, attached = adaptable()
     fresh.encoder.vectors["clip_l"].data = rescued[0].vectors["clip_l"]
     fresh.adapter.load(rescued[0].adapter)

@@ -79,28 +79,12 @@ def test_inversion_is_exact_for_a_linear_denoiser(sampling, prediction, level):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_perfect_denoiser_finds_the_noise_that_was_added():
-    z, n = draw(0), draw(1)
-    found = stochastic_inversion(Eps(), lambda x, s: z, z, n, torch.tensor(3.0))
-    torch.testing.assert_close(found, n, atol=1e-5, rtol=1e-5)
-
-
 def test_fresh_noise_is_the_same_for_a_split_batch():
+    before = torch.random.get_rng_state()
     whole = fresh_noise((4, 4, 3, 3), seed=5)
     parts = torch.cat([fresh_noise((2, 4, 3, 3), 5, [0, 1]), fresh_noise((2, 4, 3, 3), 5, [2, 3])])
-    assert torch.equal(whole, parts)
-    assert not torch.equal(whole[0], whole[1])
-
-
-def test_fresh_noise_leaves_the_global_generator_alone():
-    before = torch.random.get_rng_state()
-    fresh_noise(SIZE, 1)
+    assert torch.equal(whole, parts) and not torch.equal(whole[0], whole[1])
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_released_levels_differ_as_in_the_official_code():
-    t_noise, ddim = released_timesteps(0.7, 50)
-    assert (t_noise, ddim[0], ddim[-1], len(ddim)) == (700, 681, 1, 35)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, -0.2, 1.5, 0.01])
@@ -138,43 +122,26 @@ def given(noise: InversionNoise, which, batch_index=None) -> list[int]:
 
 @pytest.mark.parametrize("inverted, known, which, index, expected", [
     ((1, 2), (1, 2), (1, 2), (1, 2), [10, 20]),  # Latent From Batch 1, 2 of four
-    ((1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 2, 3), [10, 20, 30]),
     ((0, 1, 2, 3), None, (3, 1), (3, 1), [30, 10]),  # Latent Batch of items 3 and 1
-    ((0, 1, 2, 3, 4), None, (3, 4), (3, 4), [30, 40]),  # Rebatch's last piece
     ((0, 1, 2, 3), None, (2, 2, 2), (2, 3, 4), [20, 20, 20]),  # Repeat Latent Batch of item 2
     ((5, 6), (0, 0), (5, 6), (0, 0), [50, 60]),  # Latent Batch of two photographs
-    ((5, 6), (0, 0), (6,), (0,), [60]),  # and the second of them alone
     ((0, 1, 2, 3), None, (0, 1, 2, 3), (0, 0, 0, 0), [0, 10, 20, 30]),  # seed behaviour: fixed
-    ((0, 1, 2, 3), None, (2, 3), (2, 2), [20, 30]),  # a part, then fixed
     ((0, 1), None, (1, 0, 1), None, [10, 0, 10]),  # reordered pictures
     ((7,), None, (7, 7, 7), None, [70, 70, 70]),
     ((7, 7, 7), None, (7, 7), None, [70, 71]),  # a repeated still: in order
     ((7, 7, 7), None, (7, 7), (1, 2), [71, 72]),  # its frames 1 and 2
     ((7, 7, 7), None, (7, 7, 7), (0, 0, 0), [70, 71, 72]),
-    ((7, 7), (4, 5), (7,), (5,), [71]),
+    # Changed since, as by Match Latent Color between the inversion and the sampler: known by their place.
+    ((0, 1), None, (100, 101, 102, 103), None, [0, 10, 0, 10]),  # order, repeated
+    ((0, 1), (3, 1), (100, 101, 102), (1, 3, 1), [10, 0, 10]),
+    ((0, 1), (3, 1), (100,), (1,), [10]),
+    ((0, 1), (0, 0), (100, 101), (0, 0), [0, 10]),
+    ((0, 1), None, (100, 101), (0, 0), [0, 10]),
+    ((0, 1, 2), None, (100, 100, 100), (1, 2, 3), [10, 10, 10]),  # Latent From Batch 1, repeated: indices count on
+    ((7, 7, 7), None, (100, 100), (1, 2), [71, 72]),  # frames of a still are told apart by the same
 ])
 def test_each_latent_gets_its_own_noise(inverted, known, which, index, expected):
     assert given(made_for(inverted, known), which, index) == expected
-
-
-@pytest.mark.parametrize("known, index, expected", [
-    (None, None, [0, 10, 0, 10]),  # order, repeated
-    ((3, 1), (1, 3, 1), [10, 0, 10]),
-    ((3, 1), (3, 1), [0, 10]),
-    ((3, 1), (1,), [10]),
-    ((0, 0), (0, 0), [0, 10]),
-    (None, (0, 0), [0, 10]),
-])
-def test_latents_that_were_changed_since_are_known_by_their_place(known, index, expected):
-    """Match Latent Color between the inversion and the sampler, for instance."""
-    changed = [100 + i for i in range(len(expected))]
-    assert given(made_for((0, 1), known), changed, index) == expected
-
-
-def test_a_changed_picture_that_is_repeated_keeps_its_noise():
-    """Latent From Batch 1 and Repeat Latent Batch count on: 1, 2, 3; frames of a still are told apart by the same."""
-    assert given(made_for((0, 1, 2)), (100, 100, 100), (1, 2, 3)) == [10, 10, 10]
-    assert given(made_for((7, 7, 7)), (100, 100), (1, 2)) == [71, 72]
 
 
 @pytest.mark.parametrize("which, index", [

@@ -45,6 +45,9 @@ def noise(seed: int = 0, height: int = 72, width: int = 96) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+BATCH = torch.cat([picture(1), picture(2)]), noise(3), torch.cat([picture(2), picture(1)])  # contents, style, results
+
+
 # ---- LPIPS ----
 
 @pytest.fixture(scope="module")
@@ -55,16 +58,6 @@ def package():
         return reference.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
 
 
-def into_package(package, weights):
-    names = {k: v for k, v in weights.items() if k.startswith("lin")}
-    for key, value in weights.items():
-        if key.startswith("features."):
-            names |= {f"net.slice{i}.{key.removeprefix('features.')}": value for i in range(1, 6)
-                      if f"net.slice{i}.{key.removeprefix('features.')}" in package.state_dict()}
-    found = package.load_state_dict(names, strict=False)
-    assert not found.unexpected_keys and len(names) == 15
-
-
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.skipif(
     not REAL.is_file(), reason="needs lpips-alex.safetensors, see tools/packaged_weights.py"))])
 def test_lpips_is_the_packages(package, weights, real):
@@ -72,7 +65,8 @@ def test_lpips_is_the_packages(package, weights, real):
     held = load_file(REAL) if real else weights
     if real:
         assert all(torch.equal(held[k], heads[k]) for k in ours.HEADS)
-    into_package(package, held)
+    layers = {k: held["features." + k.split(".", 2)[2]] for k in package.state_dict() if k.startswith("net.slice")}
+    package.load_state_dict(layers | {k: held[k] for k in ours.HEADS}, strict=False)
     network, lins = alexnet.AlexNet(held), ours.load_heads(held)
     a, b = torch.cat([picture(1), noise(1)]), torch.cat([picture(2), picture(1)])
     with torch.no_grad():
@@ -191,9 +185,8 @@ def test_inception_is_recognised_and_small_pictures_are_refused():
     broken = {k: v for k, v in keys.items() if k != "Mixed_7c.branch1x1.conv.weight" and not k.startswith("fc")}
     with pytest.raises(ValueError, match=r"Inception-v3: 1 of \d+ tensors .*Mixed_7c\.branch1x1\.conv\.weight"):
         artfid.load_inception(broken)
-    constant = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="is 80 x 60 px; FID needs at least 75 px"):
-        artfid.of_sets(constant, [noise(0, 60, 80)], [noise(0, 60, 80)], 0.0)
+        artfid.of_sets(nn.Linear(1, 1), [noise(0, 60, 80)], [noise(0, 60, 80)], 0.0)
 
 
 @pytest.mark.parametrize("styles, results, message", [
@@ -288,9 +281,8 @@ def test_bad_pictures_are_refused(networks, content, style, result, message):
 
 
 def test_batches_are_measured_one_by_one(networks):
-    contents, style, results = torch.cat([picture(1), picture(2)]), noise(3), torch.cat([picture(2), picture(1)])
-    examiner, done = metrics.Judge(networks, 64), []
-    measured = metrics.measure_batches(examiner, contents, style, results, progress=done.append)
+    (contents, style, results), examiner, done = BATCH, metrics.Judge(networks, 64), []
+    measured = metrics.measure_batches(examiner, *BATCH, progress=done.append)
     assert done == [1, 2]
     assert measured.results[1] == examiner.pair(contents[1:], style).measure(results[1:])
     assert measured.trivial[0]["unrelated picture"] == examiner.pair(contents[:1], style).measure(contents[1:])
@@ -320,8 +312,7 @@ def test_dataparallel_prefixes_are_accepted_and_another_vgg_is_not(weights):
 
 
 def test_tables_for_people_and_programs(networks):
-    measured = metrics.measure_batches(metrics.Judge(networks, 64), torch.cat([picture(1), picture(2)]), noise(3),
-                                       torch.cat([picture(2), picture(1)]))
+    measured = metrics.measure_batches(metrics.Judge(networks, 64), *BATCH)
     text, values = metrics.report(*measured), json.loads(metrics.as_json(*measured))
     lines = text.splitlines()
     assert lines[0].split("|")[2].strip() == "result" and all(name in lines[0] for name in metrics.TRIVIAL)

@@ -14,7 +14,7 @@ from inst_pack.inst_core.batch_plan import BatchPlan
 from inst_pack.inst_core.learning import held_out_loss
 from inst_pack.inst_core.saving import save_new
 from inst_pack.inst_core.style import Style, load_style
-from test_learning_loop import FAST, Session, Stop, encoder, learn, painting
+from test_learning_loop import FAST, Session, Stop, encoder, learn, painting, stopping
 
 POINTS = 20
 
@@ -27,13 +27,8 @@ def test_cancel_at_random_points_keeps_the_best_so_far(tmp_path):
     draw, stopped = random.Random(0), 0
     for point in range(POINTS):
         folder, steps, seen = tmp_path / str(point), draw.randrange(1, 100), []
-
-        def report(step, steps=steps):
-            if step.done == steps:
-                raise Stop
-
         with pytest.raises(Stop):
-            learn(replace(FAST, patience=None, seed=point), report=report,
+            learn(replace(FAST, patience=None, seed=point), report=stopping(steps),
                   rescue=lambda learned, folder=folder, seen=seen: (seen.append(learned), save(folder, learned)))
         assert bool(seen) == folder.exists() == (steps >= 10)  # the first check comes after ten steps
         for path in folder.glob("*.safetensors"):

@@ -8,7 +8,7 @@ from inst_pack.inst_core.staged_learning import learn_stages
 from inst_pack.inst_core.stages import Stage, middle, times
 from inst_pack.inst_core.strength import BORDER, Course, split_at
 from inst_pack.inst_core.style import Style, load_style, save_style, to_bytes
-from test_learning_loop import FAST, SCALE, Session, Stop, encoder, painting
+from test_learning_loop import FAST, SCALE, Denoiser, Session, Stop, encoder, painting, stopping
 
 LONG = replace(FAST, steps=150, rate=5e-2, batch=16, patience=None)
 
@@ -19,7 +19,7 @@ def target(sigma):
 
 def learn(count: int, recipe=LONG, report=lambda step: None, rescue=lambda learned: None):
     def one(module, part, **more):
-        return learn_style(Session(target=target), module, painting(), part, **more)
+        return learn_style(Session(Denoiser(target=target)), module, painting(), part, **more)
 
     return learn_stages(one, [encoder() for _ in range(count)], recipe, report, lambda text: None, rescue)
 
@@ -35,7 +35,7 @@ def test_every_stage_learns_what_is_right_at_its_own_levels(strongest):
         torch.testing.assert_close(says, target(level).mean().expand(4), atol=0.05, rtol=0.05)
     assert [s.start for s in learned.stages] == pytest.approx([0, 1 - 2 / 3 * strongest, 1 - strongest / 3])
     assert learned.vectors is learned.stages[middle(3)].vectors
-    alone = learn_style(Session(target=target), encoder(), painting(), replace(LONG, strongest=strongest))
+    alone = learn_style(Session(Denoiser(target=target)), encoder(), painting(), replace(LONG, strongest=strongest))
     assert learned.kept < 0.5 * alone.kept and len(learned.losses) == 3 * LONG.steps
 
 
@@ -55,13 +55,8 @@ def test_steps_are_counted_over_all_stages():
 def test_a_run_that_is_stopped_keeps_all_that_was_learned(at, different):
     """What was not reached says what came last."""
     kept = []
-
-    def report(step):
-        if step.done == at:
-            raise Stop
-
     with pytest.raises(Stop):
-        learn(3, replace(FAST, steps=30, patience=None), report, kept.append)
+        learn(3, replace(FAST, steps=30, patience=None), stopping(at), kept.append)
     assert bool(kept) == (different > 0)  # nothing is known before the first check
     for learned in kept:
         assert len(learned.stages) == 3 and learned.ended == STOPPED

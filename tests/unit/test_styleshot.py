@@ -26,18 +26,14 @@ def official(data):
             for name, shapes in manifest.items()}
 
 
-def weights_of(make, sizes) -> dict:
-    return make(sizes).state_dict()
-
-
 @pytest.fixture()
 def small():
     """A complete release of small networks, as files."""
     torch.manual_seed(0)
-    encoder = weights_of(styleshot.StyleAwareEncoder, SMALL_ENCODER)
+    encoder = styleshot.StyleAwareEncoder(SMALL_ENCODER).state_dict()
     unused = {"image_encoder.vision_model.embeddings.class_embedding": torch.zeros(64)}
     return {"style_aware_encoder.bin": encoder | unused,
-            "ip.bin": weights_of(styleshot.StyleAdapter, SMALL_ADAPTER) | {"unet.conv_in.weight": torch.zeros(1)}}
+            "ip.bin": styleshot.StyleAdapter(SMALL_ADAPTER).state_dict() | {"unet.conv_in.weight": torch.zeros(1)}}
 
 
 # ---- numbers of the official code ----
@@ -147,13 +143,12 @@ def test_incomplete_official_files_name_what_is_missing(official, name, key):
         styleshot_files.read_release(damaged)
 
 
-def test_lost_layers_are_missed(official):
-    encoder = {k: v for k, v in official["style_aware_encoder.bin"].items() if ".layers.31." not in k}
-    with pytest.raises(ValueError, match="16 tensors are missing"):
-        styleshot_files.read_release(official | {"style_aware_encoder.bin": encoder})
-    adapter = {k: v for k, v in official["ip.bin"].items() if not k.startswith("adapter_modules.31.")}
-    with pytest.raises(ValueError, match="2 tensors are missing"):
-        styleshot_files.read_release(official | {"ip.bin": adapter})
+@pytest.mark.parametrize("name, layer, lost", [("style_aware_encoder.bin", ".layers.31.", 16),
+                                               ("ip.bin", "adapter_modules.31.", 2)])
+def test_lost_layers_are_missed(official, name, layer, lost):
+    damaged = official | {name: {k: v for k, v in official[name].items() if layer not in k}}
+    with pytest.raises(ValueError, match=f"{lost} tensors are missing"):
+        styleshot_files.read_release(damaged)
 
 
 def test_other_shapes_are_refused(official):
@@ -185,7 +180,7 @@ def only(*names):
     (lambda files: files | {"empty.pt": {}}, r"empty\.pt is not a file of StyleShot \(it starts with nothing\)"),
     (lambda files: files | {"hed.pth": {"block1.convs.0.weight": torch.zeros(64, 3, 3, 3)}},
      r"hed\.pth looks like ControlNetHED\.pth .*36 tensors are missing.* norm"),
-    (lambda files: files | {"ip.bin": weights_of(styleshot.StyleAdapter, SMALL_ADAPTER._replace(embed=9))},
+    (lambda files: files | {"ip.bin": styleshot.StyleAdapter(SMALL_ADAPTER._replace(embed=9)).state_dict()},
      r"style_aware_encoder\.bin makes embeddings of 8 numbers, ip\.bin takes 9"),
 ])
 def test_wrong_sets_of_files_are_refused(small, change, message):

@@ -4,13 +4,10 @@ import torchvision
 from inst_pack.inst_core.methods import vgg
 from torch import Tensor
 
-ATOL = 1e-4
 
-
-def random_weights(family: vgg.Family, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(family: vgg.Family) -> dict[str, Tensor]:
     """A whole file of a family, activations neither vanishing nor exploding."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
+    generator, weights = torch.Generator().manual_seed(0), {}
     for name, prefix in family.keys.items():
         inputs, outputs, side = vgg._geometry(name)
         scale = (2 / (inputs * side * side)) ** 0.5
@@ -41,26 +38,6 @@ def test_torchvision_layout_computes_what_torchvision_computes(family, build):
         expected = theirs[:-1](normalise(picture))
         last = ours.layers[-1]
         torch.testing.assert_close(ours(ours.normalise(picture), [last])[last], expected, atol=1e-5, rtol=1e-4)
-
-
-def test_normalised_network_matches_the_official_features(golden):
-    data = golden("adaattn")
-    net = vgg.load(data.state_dict("vgg_normalised.pth"))
-    assert net.family is vgg.NORMALISED
-    picture = data.tensor("sq64/content_u8").permute(2, 0, 1)[None] / 255
-    features = net(net.normalise(picture), [f"relu{n}_1" for n in range(1, 6)])
-    for n in range(1, 6):
-        found = torch.stack([features[f"relu{n}_1"][0].mean((1, 2)), features[f"relu{n}_1"][0].std((1, 2))])
-        torch.testing.assert_close(found, data.tensor(f"sq64/content_relu{n}_1_mean_std"), atol=ATOL, rtol=0)
-    torch.testing.assert_close(features["relu5_1"], data.tensor("sq64/content_relu5_1"), atol=ATOL, rtol=0)
-
-
-def test_gatys_network_takes_the_authors_input(golden):
-    data = golden("gatys")
-    net = vgg.load(data.state_dict("vgg_conv.pth"))
-    assert net.family is vgg.GATYS
-    picture = data.tensor("rect/content_u8").permute(2, 0, 1)[None] / 255
-    torch.testing.assert_close(net.normalise(picture), data.tensor("rect/content_input_bgr255"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", vgg.FAMILIES, ids=lambda family: family.name)
@@ -101,14 +78,11 @@ def test_trainings_with_the_same_keys_are_told_apart_by_their_numbers(family, ke
 
 @pytest.mark.parametrize("depth", [16, 19])
 def test_a_training_of_unknown_scale_is_refused(depth):
-    family = vgg.TORCHVISION_16 if depth == 16 else vgg.TORCHVISION_19
-    known = random_weights(family)
-    with pytest.raises(ValueError, match=rf"layers of torchvision VGG-{depth}, Caffe VGG-{depth}.*another training"):
-        vgg.load({**known, "features.0.weight": known["features.0.weight"] / 255})  # rescaled to 0..255
-    with pytest.raises(ValueError, match="another training"):
-        vgg.load({**known, "features.0.weight": known["features.0.weight"].flip(1)})  # made for BGR
-    with pytest.raises(ValueError, match="another training"):
-        vgg.load({k: torch.zeros_like(v) for k, v in known.items()})
+    known = random_weights(vgg.TORCHVISION_16 if depth == 16 else vgg.TORCHVISION_19)
+    first = known["features.0.weight"]
+    for other in (first / 255, first.flip(1), first * 0):  # rescaled to 0..255, made for BGR, empty
+        with pytest.raises(ValueError, match=rf"torchvision VGG-{depth}, Caffe VGG-{depth}.*another training"):
+            vgg.load({**known, "features.0.weight": other})
 
 
 def test_caffes_networks_see_what_caffe_showed_them():
@@ -154,20 +128,3 @@ def test_batch_normalised_networks_are_refused():
         weights = torchvision.models.vgg16_bn(weights=None).state_dict()
     with pytest.raises(ValueError, match="without batch normalisation"):
         vgg.load(weights)
-
-
-def test_recomputing_activations_changes_nothing():
-    net = vgg.load(random_weights(vgg.GATYS))
-    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    gradients = []
-    for recompute in (False, True):
-        loss = sum(f.square().mean() for f in net(x, ["relu1_1", "relu4_2"], recompute=recompute).values())
-        gradients.append(torch.autograd.grad(loss, x)[0])
-    assert torch.equal(*gradients)
-    assert gradients[0].abs().sum() > 0
-
-
-def test_average_pooling_is_another_network():
-    net = vgg.load(random_weights(vgg.GATYS))
-    x = torch.randn(1, 3, 32, 32)
-    assert not torch.allclose(net(x, ["relu2_1"], "avg")["relu2_1"], net(x, ["relu2_1"])["relu2_1"])
