@@ -5,7 +5,6 @@ The root holds a package called ``nodes``, which is also the name of ComfyUI's o
 """
 import importlib.util
 import os
-import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -19,24 +18,6 @@ GOLDEN = Path(os.environ.get("INST_GOLDEN_DIR") or ROOT / "tests" / "golden")
 pack = types.ModuleType("inst_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["inst_pack"] = pack
-
-
-def _archived() -> list[Path]:
-    """What users install: the files of the repository without those of ``.comfyignore``; none without git."""
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=False).stdout
-    left_out = tuple((ROOT / ".comfyignore").read_text().split())
-    paths = [ROOT / name for name in listed.split("\0") if name and not name.startswith(left_out)]
-    return [path for path in paths if path.is_file()]
-
-
-def pytest_report_header() -> str:
-    files = _archived()
-    return f"the pack's archive: {len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB"
-
-
-@pytest.fixture(scope="session")
-def archive() -> list[Path]:
-    return _archived() or pytest.skip("needs a git checkout")
 
 
 class Golden:
@@ -70,6 +51,10 @@ class Golden:
     def tensor(self, key: str):
         """An expected array as a tensor."""
         return self._torch.from_numpy(self.expected[key].copy())
+
+    def pair(self, case: str):
+        """Content and style of a case, (1, 3, H, W) in [0, 1]."""
+        return [self.tensor(f"{case}/{role}_u8").permute(2, 0, 1)[None] / 255 for role in ("content", "style")]
 
     def array(self, name: str, shape, scale: float = 1.0):
         """``fill.array`` as a tensor."""

@@ -23,10 +23,6 @@ def net(data, tmp_path_factory):
     return vgg.load(torch.load(path, weights_only=True))
 
 
-def pair(data, case):
-    return [data.tensor(f"{case}/{role}_u8").permute(2, 0, 1)[None] / 255 for role in ("content", "style")]
-
-
 def pictures(height=40, width=32, seed=0):
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
@@ -40,7 +36,7 @@ def case(request):
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 @pytest.mark.parametrize("noise", ["", "_plus_noise"])
 def test_official_losses_and_gradient(net, data, case, pooling, noise, recompute):
-    content, style = pair(data, case)
+    content, style = data.pair(case)
     objective = Objective(net, content, style, Settings(pooling=pooling))
     objective.recompute = recompute
     levels = objective.levels(content)
@@ -56,7 +52,7 @@ def test_official_losses_and_gradient(net, data, case, pooling, noise, recompute
 
 
 def test_official_features_and_gram(net, data):
-    content, style = pair(data, "sq64")
+    content, style = data.pair("sq64")
     layers = {f"r{n}1": f"relu{n}_1" for n in range(1, 6)} | {"r42": "relu4_2"}
     features = net(net.normalise(content), layers.values())
     for key, layer in layers.items():
@@ -67,7 +63,7 @@ def test_official_features_and_gram(net, data):
 
 
 def test_one_call_of_lbfgs_goes_the_official_way(net, data):
-    content, style = pair(data, "sq64")
+    content, style = data.pair("sq64")
     objective = Objective(net, content, style, Settings())
     _, losses = gatys.minimise(objective, objective.levels(content), 20, lambda done, levels: None)
     drift = [abs(found / expected - 1) for found, expected in
@@ -216,7 +212,7 @@ def test_networks_on_another_scale_get_a_comparable_loss(net, data):
     other = vgg.VGG(vgg.TORCHVISION_19, weights)
     for parameter in other.convolutions["conv1_1"].parameters():
         parameter.data = parameter.data / 10
-    content, style = pair(data, "sq64")
+    content, style = data.pair("sq64")
     units = []
     for network in (vgg.VGG(vgg.TORCHVISION_19, weights), other):
         terms = Objective(network, content, style, Settings()).terms(
