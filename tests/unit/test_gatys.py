@@ -4,7 +4,7 @@ import pytest
 import torch
 from inst_pack.inst_core.methods import gatys, vgg
 from inst_pack.inst_core.methods.gatys import Objective, Settings
-from inst_pack.inst_core.pictures import gram, luminance
+from inst_pack.inst_core.pictures import luminance
 
 SMALL = {"size": 32, "steps": 5}
 TERMS = [*(f"style relu{n}_1" for n in range(1, 6)), "content relu4_2"]
@@ -49,17 +49,6 @@ def test_official_losses_and_gradient(net, data, case, pooling, noise, recompute
     loss, gradient = objective.loss_and_gradient(levels)
     torch.testing.assert_close(gradient, data.tensor(f"{case}/{pooling}/grad_at_content{noise}"), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(loss.double(), expected.sum(), rtol=1e-5, atol=0)
-
-
-def test_official_features_and_gram(net, data):
-    content, style = data.pair("sq64")
-    layers = {f"r{n}1": f"relu{n}_1" for n in range(1, 6)} | {"r42": "relu4_2"}
-    features = net(net.normalise(content), layers.values())
-    for key, layer in layers.items():
-        found = torch.stack([features[layer][0].mean((1, 2)), features[layer][0].std((1, 2))])
-        torch.testing.assert_close(found, data.tensor(f"sq64/max/content_{key}_mean_std"), rtol=1e-4, atol=1e-3)
-    found = gram(net(net.normalise(style), ["relu3_1"])["relu3_1"])[0, :8, :8]
-    torch.testing.assert_close(found, data.tensor("sq64/max/style_gram_r31_first8x8"), rtol=1e-5, atol=1e-3)
 
 
 def test_one_call_of_lbfgs_goes_the_official_way(net, data):
@@ -226,8 +215,6 @@ def test_networks_on_another_scale_get_a_comparable_loss(net, data):
     (torch.rand(1, 3, 1, 1), torch.rand(1, 3, 32, 32), "content is 1 x 1 px; Gatys style transfer needs at least 16"),
     (torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 40), "style is 40 x 8 px"),
     (torch.rand(2, 3, 32, 32), torch.rand(3, 3, 32, 32), "style has 3 pictures, content has 2"),
-    (torch.full((1, 3, 32, 32), torch.nan), torch.rand(1, 3, 32, 32), "content contains NaN"),
-    (torch.rand(1, 4, 32, 32), torch.rand(1, 3, 32, 32), r"content has shape \(1, 4, 32, 32\)"),
 ])
 def test_bad_pictures_are_refused(net, content, style, message):
     with pytest.raises(ValueError, match=message):

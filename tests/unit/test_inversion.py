@@ -78,17 +78,12 @@ def test_inversion_is_exact_for_a_linear_denoiser(sampling, prediction, level):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_perfect_denoiser_finds_the_noise_that_was_added():
-    z, n = draw(0), draw(1)
-    found = stochastic_inversion(Eps(), lambda x, s: z, z, n, torch.tensor(3.0))
-    torch.testing.assert_close(found, n, atol=1e-5, rtol=1e-5)
-
-
 def test_fresh_noise_is_the_same_for_a_split_batch():
     whole = fresh_noise((4, 4, 3, 3), seed=5)
     parts = torch.cat([fresh_noise((2, 4, 3, 3), 5, [0, 1]), fresh_noise((2, 4, 3, 3), 5, [2, 3])])
     assert torch.equal(whole, parts)
     assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(fresh_noise((1, 1, 1, 1), 0, [4999]), fresh_noise((5000, 1, 1, 1), 0)[-1:])
 
 
 def test_fresh_noise_leaves_the_global_generator_alone():
@@ -98,8 +93,9 @@ def test_fresh_noise_leaves_the_global_generator_alone():
 
 
 def test_released_levels_differ_as_in_the_official_code():
-    t_noise, ddim = released_timesteps(0.7, 50)
-    assert (t_noise, ddim[0], ddim[-1], len(ddim)) == (700, 681, 1, 35)
+    """And are cut off as by Python's int, not rounded."""
+    assert released_timesteps(0.7, 50) == (700, list(range(681, 0, -20)))
+    assert released_timesteps(0.5796, 50) == (579, list(range(541, 0, -20)))
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, -0.2, 1.5, 0.01])
@@ -129,14 +125,12 @@ def given(noise: InversionNoise, which, batch_index=None) -> list[int]:
 
 @pytest.mark.parametrize("inverted, known, which, index, expected", [
     ((1, 2), (1, 2), (1, 2), (1, 2), [10, 20]),  # Latent From Batch 1, 2 of four
-    ((1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 2, 3), [10, 20, 30]),
     ((0, 1, 2, 3), None, (3, 1), (3, 1), [30, 10]),  # Latent Batch of items 3 and 1
     ((0, 1, 2, 3, 4), None, (3, 4), (3, 4), [30, 40]),  # Rebatch's last piece
     ((0, 1, 2, 3), None, (2, 2, 2), (2, 3, 4), [20, 20, 20]),  # Repeat Latent Batch of item 2
     ((5, 6), (0, 0), (5, 6), (0, 0), [50, 60]),  # Latent Batch of two photographs
     ((5, 6), (0, 0), (6,), (0,), [60]),  # and the second of them alone
     ((0, 1, 2, 3), None, (0, 1, 2, 3), (0, 0, 0, 0), [0, 10, 20, 30]),  # seed behaviour: fixed
-    ((0, 1, 2, 3), None, (2, 3), (2, 2), [20, 30]),  # a part, then fixed
     ((0, 1), None, (1, 0, 1), None, [10, 0, 10]),  # reordered pictures
     ((7,), None, (7, 7, 7), None, [70, 70, 70]),
     ((7, 7, 7), None, (7, 7), None, [70, 71]),  # a repeated still: in order
@@ -207,19 +201,9 @@ def test_indices_that_do_not_fit_the_batch_are_refused(index):
         given(made_for((0, 1)), (0, 1), index)
 
 
-def test_far_indices_get_the_draw_they_name():
-    noise = fresh_noise((1, 1, 1, 1), 0, [4999])
-    assert torch.equal(noise, fresh_noise((5000, 1, 1, 1), 0)[-1:])
-
-
 def test_noise_of_another_size_is_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"\(4, 6, 5\).*\(4, 8, 8\)"):
         InversionNoise(0, draw(0), 1.0).generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
-
-
-def test_released_levels_are_cut_off_not_rounded():
-    """Python's int, as in the official code."""
-    assert released_timesteps(0.5796, 50) == (579, list(range(541, 0, -20)))
 
 
 def test_between_the_released_levels_what_a_variance_preserving_model_sees_stays_the_same():

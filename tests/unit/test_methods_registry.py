@@ -33,19 +33,14 @@ def model_files(shapes):
     return model_files
 
 
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel"])
 @pytest.mark.parametrize("model", FILES)
-def test_models_are_recognised_by_contents(model_files, model):
-    files = list(model_files(model).values())
+def test_models_are_recognised_by_contents(model_files, model, prefix):
+    files = [{prefix + k: v for k, v in weights.items()} for weights in model_files(model).values()]
     renamed = {f"{i}.safetensors": files[i] for i in random.Random(0).sample(range(len(files)), len(files))}
     found = identify(renamed)
     assert found.recipe.name == model
     assert [int(name[0]) for name in found.files] == list(range(len(files)))
-
-
-@pytest.mark.parametrize("model", FILES)
-def test_dataparallel_prefixes_are_accepted(model_files, model):
-    files = {name: {f"module.{k}": v for k, v in weights.items()} for name, weights in model_files(model).items()}
-    assert identify(files).recipe.name == model
 
 
 @pytest.mark.parametrize("model, index", [(model, i) for model, (_, files) in FILES.items() for i in range(len(files))])

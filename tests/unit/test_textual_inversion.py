@@ -2,7 +2,6 @@
 import pytest
 import torch
 from inst_pack.inst_core.style import load_style
-from inst_pack.inst_core.textual_inversion import USE_IN_PROMPT
 from safetensors.torch import save_file
 
 L, G, H = 768, 1280, 1024
@@ -69,7 +68,3 @@ def test_numbers_beside_the_matrix_do_not_matter(tmp_path):
 def test_other_files_are_refused(tmp_path, tensors, message):
     with pytest.raises(ValueError, match=rf"ti\.safetensors.*{message}"):
         load(tmp_path, tensors)
-
-
-def test_a_refusal_says_what_works():
-    assert "write embedding: and its name" in USE_IN_PROMPT

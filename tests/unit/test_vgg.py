@@ -4,8 +4,6 @@ import torchvision
 from inst_pack.inst_core.methods import vgg
 from torch import Tensor
 
-ATOL = 1e-4
-
 
 def random_weights(family: vgg.Family, seed: int = 0) -> dict[str, Tensor]:
     """A whole file of a family, activations neither vanishing nor exploding."""
@@ -47,20 +45,9 @@ def test_normalised_network_matches_the_official_features(golden):
     data = golden("adaattn")
     net = vgg.load(data.state_dict("vgg_normalised.pth"))
     assert net.family is vgg.NORMALISED
-    picture = data.tensor("sq64/content_u8").permute(2, 0, 1)[None] / 255
-    features = net(net.normalise(picture), [f"relu{n}_1" for n in range(1, 6)])
-    for n in range(1, 6):
-        found = torch.stack([features[f"relu{n}_1"][0].mean((1, 2)), features[f"relu{n}_1"][0].std((1, 2))])
-        torch.testing.assert_close(found, data.tensor(f"sq64/content_relu{n}_1_mean_std"), atol=ATOL, rtol=0)
-    torch.testing.assert_close(features["relu5_1"], data.tensor("sq64/content_relu5_1"), atol=ATOL, rtol=0)
-
-
-def test_gatys_network_takes_the_authors_input(golden):
-    data = golden("gatys")
-    net = vgg.load(data.state_dict("vgg_conv.pth"))
-    assert net.family is vgg.GATYS
-    picture = data.tensor("rect/content_u8").permute(2, 0, 1)[None] / 255
-    torch.testing.assert_close(net.normalise(picture), data.tensor("rect/content_input_bgr255"), atol=1e-4, rtol=0)
+    picture, _ = data.pair("sq64")
+    found = net(net.normalise(picture), ["relu5_1"])["relu5_1"]
+    torch.testing.assert_close(found, data.tensor("sq64/content_relu5_1"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", vgg.FAMILIES, ids=lambda family: family.name)
@@ -154,20 +141,3 @@ def test_batch_normalised_networks_are_refused():
         weights = torchvision.models.vgg16_bn(weights=None).state_dict()
     with pytest.raises(ValueError, match="without batch normalisation"):
         vgg.load(weights)
-
-
-def test_recomputing_activations_changes_nothing():
-    net = vgg.load(random_weights(vgg.GATYS))
-    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    gradients = []
-    for recompute in (False, True):
-        loss = sum(f.square().mean() for f in net(x, ["relu1_1", "relu4_2"], recompute=recompute).values())
-        gradients.append(torch.autograd.grad(loss, x)[0])
-    assert torch.equal(*gradients)
-    assert gradients[0].abs().sum() > 0
-
-
-def test_average_pooling_is_another_network():
-    net = vgg.load(random_weights(vgg.GATYS))
-    x = torch.randn(1, 3, 32, 32)
-    assert not torch.allclose(net(x, ["relu2_1"], "avg")["relu2_1"], net(x, ["relu2_1"])["relu2_1"])
