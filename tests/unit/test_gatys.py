@@ -114,14 +114,6 @@ def test_official_numbers_are_the_defaults():
     assert settings.style_layers["relu5_1"] == pytest.approx(1000 / 512**2)
 
 
-def test_works_in_inference_mode_with_weights_made_there(data):
-    with torch.inference_mode():
-        net = vgg.load(data.state_dict("vgg_conv.pth"))
-        inside = gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL)).pictures
-    outside = gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL)).pictures
-    assert torch.equal(inside, outside)
-
-
 def test_the_global_generator_is_left_alone_and_seeds_decide(net):
     before = torch.random.get_rng_state()
     results = [gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL, start="noise", seed=seed)).pictures
@@ -136,21 +128,6 @@ def test_pictures_may_lie_in_memory_like_images(net):
     content, style = (p.to(memory_format=torch.channels_last) for p in (pictures(), pictures(seed=1)))
     found = gatys.stylize(net, content, style, Settings(**SMALL)).pictures
     assert torch.equal(found, gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL)).pictures)
-
-
-class Cancelled(BaseException):
-    pass
-
-
-def test_cancel_ends_the_run_and_leaves_the_network_usable(net):
-    def cancel(done, picture):
-        if done == 3:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL), cancel)
-    assert not any(p.requires_grad for p in net.parameters())
-    gatys.stylize(net, pictures(), pictures(seed=1), Settings(**SMALL))
 
 
 def test_luminance_only_keeps_the_contents_chroma(net):

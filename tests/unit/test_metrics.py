@@ -261,7 +261,6 @@ def test_self_similarity_is_bounded():
     (picture(1), picture(2).expand(3, -1, -1, -1), picture(3).expand(2, -1, -1, -1), "style has 3 pictures"),
     (picture(1), picture(2), picture(3, 72, 225), "result is 225 x 72 px, whose aspect is 2.34 times the content's"),
     (picture(1) * torch.nan, picture(2), picture(3), "content contains NaN"),
-    (picture(1), picture(2), picture(3) / 0, "result contains NaN or infinite"),
 ])
 def test_bad_pictures_are_refused(networks, content, style, result, message):
     with pytest.raises(ValueError, match=message):
