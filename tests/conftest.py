@@ -4,6 +4,7 @@ The root holds a package called ``nodes``, which is also the name of ComfyUI's o
 ``sys.path`` would shadow it.  Tests import ``inst_pack.inst_core...`` and ``inst_pack.nodes...``.
 """
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Golden:
         self.folder = GOLDEN / name
         self.expected = {k: v for k, v in np.load(self.folder / "expected.npz").items()}
         manifest = self.folder / "manifest.json"
-        self.manifest = self.fill.load_manifest(manifest) if manifest.exists() else {}
+        self.manifest = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
         self._torch = torch
 
     def state_dict(self, role: str) -> dict:

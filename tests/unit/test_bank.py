@@ -105,13 +105,6 @@ def test_where_nothing_is_prepared_nothing_is_said():
     assert prepare(Plain(), bank, 4, CPU, lambda done: 1 / 0) is bank
 
 
-def test_parts_of_a_batch_are_the_batch():
-    bank = held_out_bank(VIEWS)
-    parts = list(bank.split(3))
-    assert [len(p) for p in parts] == [3, 3, 2]
-    assert torch.equal(torch.cat([p.noise for p in parts]), bank.noise)
-
-
 @pytest.mark.parametrize("strongest", [0.3, 1.0])
 def test_the_held_out_bank_is_the_same_for_ever_and_at_the_levels_that_are_learned(strongest):
     assert torch.equal(held_out_bank(VIEWS).noise, held_out_bank(VIEWS + 1).noise)

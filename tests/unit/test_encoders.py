@@ -53,25 +53,14 @@ def test_dropout_follows_its_generator_only(official):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_attention_encoder_lets_patches_compete_and_starts_at_the_word():
-    encoder = build_encoder("attention", start(), 3, torch.Generator().manual_seed(0))
-    assert torch.equal(encoder(features())["clip_l"], torch.full((3, 768), 0.01))
-    torch.nn.init.normal_(encoder.heads["clip_l"].weight)
-    out = encoder(features())["clip_l"]
-    assert not torch.allclose(out, encoder(features(seed=1))["clip_l"], atol=1e-3)
-    assert not torch.allclose(out[0], out[1], atol=1e-3)
-    shuffled = features().patches[:, torch.randperm(257, generator=torch.Generator().manual_seed(5))]
-    same = encoder(PictureFeatures(features().image_embed, shuffled))["clip_l"]
-    torch.testing.assert_close(out, same, atol=1e-4, rtol=1e-4)
-
-
 def test_dropout_keeps_the_mean():
     out = Dropout()(torch.ones(10000), torch.Generator().manual_seed(0))
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.95]) and 0.03 < float((out == 0).float().mean()) < 0.07
 
 
-def test_attention_encoder_adds_what_it_attends_to_in_lengths_of_the_word():
+def test_attention_encoder_starts_at_the_word_and_adds_what_it_attends_to_in_its_lengths():
     encoder, seen = build_encoder("attention", start(), 3, torch.Generator().manual_seed(0)), features()
+    assert torch.equal(encoder(seen)["clip_l"], start(3)["clip_l"])
     torch.nn.init.normal_(encoder.heads["clip_l"].weight, generator=torch.Generator().manual_seed(1))
     patches = encoder.norm(seen.patches)
     once = encoder.queries[None] + encoder.attn1(encoder.queries[None], patches)
@@ -128,5 +117,3 @@ def test_released_embeds_the_first_picture_paper_their_mean():
 def test_unknown_encoder_is_named():
     with pytest.raises(ValueError, match="'magic'; expected one of direct, attention, paper, released"):
         build_encoder("magic", start(), 1, torch.Generator())
-
-

@@ -117,13 +117,6 @@ def test_official_numbers_are_the_defaults():
     assert settings.style_layers["relu5_1"] == pytest.approx(1000 / 512**2)
 
 
-def test_works_in_inference_mode_with_weights_made_there(data):
-    with torch.inference_mode():
-        net = vgg.load(data.state_dict("vgg_conv.pth"))
-        inside = paint(net)
-    assert torch.equal(inside, paint(net))
-
-
 def test_the_global_generator_is_left_alone_and_seeds_decide(net):
     before = torch.random.get_rng_state()
     first, again, other = (paint(net, start="noise", seed=seed) for seed in (0, 0, 1))
@@ -135,16 +128,6 @@ def test_pictures_may_lie_in_memory_like_images(net):
     """IMAGE batches keep their channels last."""
     content, style = (p.to(memory_format=torch.channels_last) for p in (CONTENT, STYLE))
     assert torch.equal(paint(net, content, style), paint(net))
-
-
-def test_cancel_ends_the_run_and_leaves_the_network_usable(net):
-    def cancel(done, picture):
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        gatys.stylize(net, CONTENT, STYLE, Settings(size=32, steps=5), cancel)
-    assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_luminance_only_keeps_the_contents_chroma(net):

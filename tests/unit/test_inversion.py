@@ -197,19 +197,9 @@ def test_indices_that_do_not_fit_the_batch_are_refused(index):
         given(made_for((0, 1)), (0, 1), index)
 
 
-def test_far_indices_get_the_draw_they_name():
-    noise = fresh_noise((1, 1, 1, 1), 0, [4999])
-    assert torch.equal(noise, fresh_noise((5000, 1, 1, 1), 0)[-1:])
-
-
 def test_noise_of_another_size_is_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"\(4, 6, 5\).*\(4, 8, 8\)"):
         InversionNoise(0, draw(0), 1.0).generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
-
-
-def test_released_levels_are_cut_off_not_rounded():
-    """Python's int, as in the official code."""
-    assert released_timesteps(0.5796, 50) == (579, list(range(541, 0, -20)))
 
 
 def test_between_the_released_levels_what_a_variance_preserving_model_sees_stays_the_same():

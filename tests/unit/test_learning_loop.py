@@ -297,13 +297,6 @@ def test_an_interrupt_goes_on_its_way_though_nothing_could_be_saved():
         learn(report=stopping(12), rescue=rescue)
 
 
-def test_a_run_that_is_stopped_before_anything_was_learned_hands_over_nothing():
-    kept = []
-    with pytest.raises(Stop):
-        learn(report=stopping(1), rescue=kept.append)
-    assert not kept
-
-
 def test_what_goes_on_before_the_first_step_is_said_and_can_be_stopped():
     said = []
     learn(replace(FAST, steps=9), session=Session(Denoiser(prepared=3)), tell=said.append)
@@ -414,12 +407,6 @@ def least_memory() -> int:
     while plan(session, 99) == BatchPlan(1, recompute=True):
         session.free += 10
     return session.free
-
-
-def test_twice_the_memory_makes_room_for_twice_the_samples():
-    assert plan(Session()) == BatchPlan(4)  # and never for more than are asked for
-    for times in (2, 3, 10):
-        assert plan(Session(free=times * least_memory()), 99) == BatchPlan(times)
 
 
 def test_prepared_samples_take_their_part_of_the_room():

@@ -195,16 +195,6 @@ def test_other_errors_are_not_taken_for_out_of_memory():
     assert len(model.sizes) == 1
 
 
-def test_progress_can_end_the_run():
-    def cancel(done, picture):
-        raise KeyboardInterrupt
-
-    model = Mean()
-    with pytest.raises(KeyboardInterrupt):
-        model.stylize(pictures(3), pictures(), progress=cancel)
-    assert len(model.sizes) == 1
-
-
 @pytest.mark.parametrize("content, style, message", [
     (pictures(1, 1, 1), pictures(), "content is 1 x 1 px; Mean needs at least 9 px"),
     (pictures(1, 8, 400), pictures(), "content is 400 x 8 px"),

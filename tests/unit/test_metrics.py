@@ -110,14 +110,6 @@ def test_hellinger_by_hand():
     assert palette.hellinger(half, half).item() == pytest.approx(0, abs=1e-3)
 
 
-def test_colour_transfer_has_the_styles_mean_and_covariance():
-    content, style = picture(1) * 0.2 + 0.4, picture(2) * 0.3 + 0.3
-    moved = palette.color_transfer(content, style).flatten(2)[0]
-    target = style.flatten(2)[0]
-    torch.testing.assert_close(moved.mean(1), target.mean(1), atol=5e-3, rtol=0)
-    torch.testing.assert_close(moved.cov(), target.cov(), atol=2e-3, rtol=0)
-
-
 # ---- structure ----
 
 def test_self_similarity_by_hand():
@@ -158,15 +150,6 @@ def test_cfsd_by_hand(monkeypatch):
 
 # ---- ArtFID ----
 
-def test_frechet_distance_by_hand():
-    a = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]])  # covariance 2/3 I
-    b = a * 3 + torch.tensor([2.0, 0])  # mean moved by 2, covariance 6 I
-    expected = 4 + 2 * (2 / 3 + 6 - 2 * 2)  # sqrt(2/3 * 6) = 2
-    assert artfid.frechet_distance(a, b) == pytest.approx(expected)
-    assert artfid.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert artfid.artfid(0.5, expected) == pytest.approx(1.5 * (1 + expected))
-
-
 def test_frechet_distance_of_few_samples_equals_the_matrix_square_root():
     linalg = pytest.importorskip("scipy.linalg")
     generator = torch.Generator().manual_seed(0)
@@ -177,16 +160,6 @@ def test_frechet_distance_of_few_samples_equals_the_matrix_square_root():
     assert artfid.frechet_distance(a, b) == pytest.approx(float(expected))
     with pytest.raises(ValueError, match="at least 2 results and 2 styles, got 1 and 30"):
         artfid.frechet_distance(a[:1], b)
-
-
-def test_inception_is_recognised_and_small_pictures_are_refused():
-    with torch.device("meta"):
-        keys = artfid.inception_v3(weights=None, aux_logits=False, init_weights=False).state_dict()
-    broken = {k: v for k, v in keys.items() if k != "Mixed_7c.branch1x1.conv.weight" and not k.startswith("fc")}
-    with pytest.raises(ValueError, match=r"Inception-v3: 1 of \d+ tensors .*Mixed_7c\.branch1x1\.conv\.weight"):
-        artfid.load_inception(broken)
-    with pytest.raises(ValueError, match="is 80 x 60 px; FID needs at least 75 px"):
-        artfid.of_sets(nn.Linear(1, 1), [noise(0, 60, 80)], [noise(0, 60, 80)], 0.0)
 
 
 @pytest.mark.parametrize("styles, results, message", [

@@ -1,7 +1,12 @@
 """Names of styles, their numbers, and where they go."""
 import errno
+import multiprocessing
 import os
+import random
+import signal
+import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -128,6 +133,30 @@ def test_of_two_who_save_at_once_neither_loses_a_style(tmp_path, monkeypatch, li
     assert len(set(said)) == len(names(tmp_path)) == 40
     found = [load_style(tmp_path / n).vectors["clip_l"][0, 0].item() for n in names(tmp_path)]
     assert sorted(found) == [1.0] * 20 + [2.0] * 20
+
+
+def save_for_ever(folder) -> None:
+    torch.set_num_threads(1)
+    while True:
+        save("wave", folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_random_points_no_broken_file_is_left(tmp_path):
+    draw, context = random.Random(1), multiprocessing.get_context("fork")
+    for _ in range(20):
+        child = context.Process(target=save_for_ever, args=(tmp_path,))
+        before = len(list(tmp_path.glob("*.safetensors")))
+        child.start()
+        while len(list(tmp_path.glob("*.safetensors"))) == before and child.is_alive():
+            time.sleep(0.001)  # it works by now
+        time.sleep(draw.random() * 0.03)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) >= 20 and all(load_style(path).tokens == 1 for path in files)
 
 
 def test_a_style_that_cannot_be_saved_in_models_goes_elsewhere_and_says_so(tmp_path):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from inst_pack.inst_core.metrics import vision
 from inst_pack.inst_core.state_dicts import fingerprint, read_weights
 from torch import nn
 
@@ -72,14 +71,6 @@ def test_the_contents_say_what_a_file_is_not_its_name(tmp_path, name, mapped):
     safetensors.torch.save_file(TABLE, tmp_path / name)
     assert equal(read_weights(tmp_path / name, mapped))
     assert equal(read_weights(save(tmp_path / "b.safetensors", TABLE), mapped))
-
-
-def test_csds_own_checkpoint_opens_in_its_loader(tmp_path):
-    """As far as its keys: the node and the tools read it alike (its network is 1.2 GB)."""
-    path = save(tmp_path / "checkpoint.pth", {"model_state_dict": {"module.backbone.class_embedding": torch.ones(4)}})
-    with pytest.raises(ValueError, match="CSD"):
-        vision.load_csd(read_weights(path))
-    assert list(read_weights(path)) == ["backbone.class_embedding"]
 
 
 def test_a_file_may_change_after_it_was_read(tmp_path):
