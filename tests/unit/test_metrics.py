@@ -162,6 +162,16 @@ def test_frechet_distance_of_few_samples_equals_the_matrix_square_root():
         artfid.frechet_distance(a[:1], b)
 
 
+def test_inception_is_recognised_and_small_pictures_are_refused():
+    with torch.device("meta"):
+        keys = artfid.inception_v3(weights=None, aux_logits=False, init_weights=False).state_dict()
+    broken = {k: v for k, v in keys.items() if k != "Mixed_7c.branch1x1.conv.weight" and not k.startswith("fc")}
+    with pytest.raises(ValueError, match=r"Inception-v3: 1 of \d+ tensors .*Mixed_7c\.branch1x1\.conv\.weight"):
+        artfid.load_inception(broken)
+    with pytest.raises(ValueError, match="is 80 x 60 px; FID needs at least 75 px"):
+        artfid.of_sets(nn.Linear(1, 1), [noise(0, 60, 80)], [noise(0, 60, 80)], 0.0)
+
+
 @pytest.mark.parametrize("styles, results, message", [
     ((1, 100, 100), (2, 100, 100), "at least 2 results and 2 styles, got 2 and 1"),
     ((1, 100, 100), (1, 100, 100), "got 1 and 1.*art_inception to none"),

@@ -30,6 +30,14 @@ def test_the_rate_falls_evenly():
     assert RECIPES["paper"].rate_at(6000) == 1
 
 
+@pytest.mark.parametrize("wrong, says", [
+    ({"encoder": "magic"}, "'magic'; expected one of direct, attention, paper, released"),
+    ({"encoder": AUTO, "quality": "best"}, "quality is 'best'; expected one of quick, good, like the paper")])
+def test_unknown_encoders_and_qualities_are_named(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        choose_recipe(**wrong)
+
+
 @pytest.mark.parametrize("wrong, name", [({"steps": 0}, "steps"), ({"batch": 0}, "batch_size"),
                                          ({"tokens": 0}, "tokens"),
                                          ({"rate": -1.0}, "learning_rate"), ({"strongest": 0.0}, "strongest"),
@@ -39,11 +47,6 @@ def test_numbers_outside_their_range_are_named(wrong, name):
         Recipe(**wrong)
 
 
-def test_an_unknown_encoder_is_named():
-    with pytest.raises(ValueError, match="'magic'; expected one of direct, attention, paper, released"):
-        choose_recipe("magic")
-
-
 def test_a_quality_decides_unless_an_encoder_is_chosen():
     assert choose_recipe(AUTO) == choose_recipe(AUTO, quality="good") == RECIPES["direct"]
     quick = choose_recipe(AUTO, quality="quick")
@@ -51,8 +54,3 @@ def test_a_quality_decides_unless_an_encoder_is_chosen():
     assert choose_recipe(AUTO, quality="like the paper") == RECIPES["paper"]
     assert choose_recipe("attention", quality="quick") == RECIPES["attention"]  # as saved workflows have it
     assert choose_recipe(AUTO, steps=7, rate=0.01, quality="quick") == replace(quick, steps=7, rate=0.01)
-
-
-def test_an_unknown_quality_is_named():
-    with pytest.raises(ValueError, match="quality is 'best'; expected one of quick, good, like the paper"):
-        choose_recipe(AUTO, quality="best")
