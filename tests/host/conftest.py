@@ -4,6 +4,7 @@
 ``INST_DEVICE`` is where ComfyUI computes: "cpu" unless it is set, "gpu" for its own choice, or "pretend" (see
 ``tests/device``).
 """
+import math
 import os
 import sys
 from pathlib import Path
@@ -88,6 +89,32 @@ def open_checkpoint():
 @pytest.fixture(scope="module")
 def loaded():
     return load_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def clip_vision():
+    """A CLIP_VISION of two thin layers, with the widths of ViT-L/14."""
+    from small_vit import make
+
+    with torch.inference_mode():
+        return make()[1]
+
+
+@pytest.fixture()
+def lpips_file(folders) -> dict:
+    """lpips-alex.safetensors from a seed, in a subfolder; its tensors."""
+    from inst_pack.inst_core.metrics import alexnet, lpips
+    from inst_pack.nodes.compare import LPIPS_FILE
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    weights = {k: torch.randn(s, generator=generator) / math.prod(s[1:]) ** 0.5
+               for k, s in (alexnet.shapes() | lpips.HEADS).items()}
+    weights |= {k: weights[k].abs() for k in lpips.HEADS}  # as learned ones are
+    path = folders / "models" / "style_transfer" / "metrics" / LPIPS_FILE
+    path.parent.mkdir(parents=True)
+    save_file(weights, path)
+    return weights
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import comfy.sample
 import comfy.sd
 import pytest
 import torch
+from graph import learn
 from inst_pack.inst_core import host
 from inst_pack.inst_core.adapter import Adapter, late_half
 from inst_pack.inst_core.encoders import DirectEncoder
@@ -15,7 +16,6 @@ from inst_pack.inst_core.objective import squared_error
 from inst_pack.inst_core.recipes import Recipe
 from inst_pack.inst_core.style import Style, load_style
 from inst_pack.nodes.adapter import InSTApplyStyleAdapter
-from inst_pack.nodes.learn import InSTLearnStyle
 from test_style_layers import DEVICE, SD15, bank, patcher, prompt
 
 RECIPE = Recipe(tokens=2, steps=3, batch=2)
@@ -61,14 +61,10 @@ def test_merged_and_unmerged_predict_the_same_and_strength_zero_is_the_model_its
     assert torch.equal(prediction(comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0], clip), merged)
 
 
-def learn(small, image, **more):
-    return InSTLearnStyle.execute(*small, image, "direct", **{
-        "tokens": 2, "steps": 3, "learning_rate": 0.01, "batch_size": 2, "seed": 0, "resolution": 64, **more})
-
-
 def test_the_node_learns_saves_and_finds_it_and_leaves_the_model_alone(small, pictures):
     weights = {key: tensor.clone() for key, tensor in small[0].model.state_dict().items()}
-    learned = learn(small, pictures[:1], adapter_rank=2)
+    settings = {"steps": 3, "learning_rate": 0.01, "batch_size": 2, "adapter_rank": 2}
+    learned = learn(small, pictures[:1], **settings)
     style = learned.result[0]
     assert style.adapter_rank == 2
     names = {key.rsplit(".", 2)[0] for key in style.adapter}
@@ -77,7 +73,7 @@ def test_the_node_learns_saves_and_finds_it_and_leaves_the_model_alone(small, pi
     saved = load_style(next(path for folder in host.files.style_folders() for path in folder.glob("*.safetensors")))
     assert saved.adapter.keys() == style.adapter.keys()
     assert all(torch.equal(saved.adapter[key], tensor) for key, tensor in style.adapter.items())
-    again = learn(small, pictures[:1], adapter_rank=2)
+    again = learn(small, pictures[:1], **settings)
     assert "is loaded, learned on" in again.ui.as_dict()["text"][0] and again.result[0].adapter_rank == 2
     assert all(torch.equal(tensor, weights[key]) for key, tensor in small[0].model.state_dict().items())
     assert not small[0].patches and not small[0].injections

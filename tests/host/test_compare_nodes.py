@@ -1,30 +1,13 @@
 """The figure and the numbers as users meet them."""
 import json
-import math
 
 import comfy.model_management
 import pytest
 import torch
-from comfy_api.latest import _io
 from inst_pack.inst_core import color, metrics
-from inst_pack.inst_core.metrics import alexnet, artfid, cfsd, lpips
+from inst_pack.inst_core.metrics import artfid, cfsd
 from inst_pack.nodes import compare
 from inst_pack.nodes.compare import InSTComparisonGrid, InSTMetrics
-from safetensors.torch import save_file
-from small_vit import make
-
-
-@pytest.fixture()
-def lpips_file(folders):
-    """lpips-alex.safetensors from a seed, in a subfolder."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {k: torch.randn(s, generator=generator) / math.prod(s[1:]) ** 0.5
-               for k, s in (alexnet.shapes() | lpips.HEADS).items()}
-    weights |= {k: weights[k].abs() for k in lpips.HEADS}  # as learned ones are
-    path = folders / "models" / "style_transfer" / "metrics" / compare.LPIPS_FILE
-    path.parent.mkdir(parents=True)
-    save_file(weights, path)
-    return weights
 
 
 def image(seed: int, count: int = 1, height: int = 64, width: int = 80, channels: int = 3) -> torch.Tensor:
@@ -54,22 +37,6 @@ def test_rows_and_crop():
     torch.testing.assert_close(out[0, 72:136, 72:136], images["image1"][1, :, 16:80])
 
 
-def test_wrong_labels_are_named():
-    with pytest.raises(ValueError, match="column_labels has 2 lines, the grid has 1 columns"):
-        figure({"image0": image(0)}, column_labels="a\nb")
-    with pytest.raises(ValueError, match="The grid has no picture"):
-        figure({"image0": None})
-
-
-def test_sockets_grow_in_the_host():
-    schema = InSTComparisonGrid.GET_SCHEMA()
-    live = {f"images.image{i}": ["1", i] for i in range(5)}
-    inputs, _, info = _io.get_finalized_class_inputs(InSTComparisonGrid.INPUT_TYPES(), live)
-    assert "images.image0" in inputs["required"] and "images.image4" in inputs["optional"]
-    nested = _io.build_nested_inputs(live | {"height": 64}, info)
-    assert list(nested["images"]) == [f"image{i}" for i in range(5)] and schema.outputs
-
-
 def test_metrics_make_a_table_and_json(lpips_file):
     assert torch.is_inference_mode_enabled() and InSTMetrics.validate_inputs() is True
     content, style, result = image(0, 2), image(1, 1, 50, 50), image(2, 2, 64, 72, 4)
@@ -87,23 +54,17 @@ def test_metrics_make_a_table_and_json(lpips_file):
     assert json.loads(given)["trivial"]["unrelated picture"] == pytest.approx(unrelated, abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def vit():
-    """A CLIP_VISION of the host with the widths of ViT-L/14."""
-    return make()[1]
-
-
-def test_clip_similarity_comes_with_clip_vision(lpips_file, vit):
+def test_clip_similarity_comes_with_clip_vision(lpips_file, clip_vision):
     content, style, result = image(0) * 0.5, image(1), image(2)
 
     def seen(picture):
-        return compare.host.vision.picture_features(vit, picture).image_embed
+        return compare.host.vision.picture_features(clip_vision, picture).image_embed
 
-    values = json.loads(InSTMetrics.execute(content, style, result, clip_vision=vit, size=64).result[1])["mean"]
+    values = json.loads(InSTMetrics.execute(content, style, result, clip_vision=clip_vision, size=64).result[1])["mean"]
     assert values["clip_content"] == pytest.approx(float((seen(result) * seen(content)).sum()), abs=2e-2)
     assert values["clip_style"] == pytest.approx(float((seen(result) * seen(style)).sum()), abs=2e-2)
     assert "csd" not in values
-    itself = json.loads(InSTMetrics.execute(content, style, style, clip_vision=vit, size=64).result[1])["mean"]
+    itself = json.loads(InSTMetrics.execute(content, style, style, clip_vision=clip_vision, size=64).result[1])["mean"]
     assert itself["clip_style"] == pytest.approx(1, abs=1e-3)
 
 

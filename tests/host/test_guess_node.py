@@ -1,5 +1,4 @@
 """A style at a glance, as users meet it: from files to a style that applies, is saved, and is learned on from."""
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,27 +7,14 @@ import comfy.clip_vision
 import pytest
 import torch
 from inst_pack.inst_core import guessing, host
-from inst_pack.inst_core.metrics import alexnet
 from inst_pack.inst_core.recipes import choose_recipe
-from inst_pack.nodes.compare import LPIPS_FILE
 from inst_pack.nodes.guess import NO_ENCODERS, InSTGuessStyle
 from inst_pack.nodes.style import InSTLoadStyle, InSTSaveStyle, InSTStyleConditioning
-from safetensors.torch import save_file
 
 MODELS = os.environ.get("INST_MODELS", "")
 SHIPPED = "inst-demo-guesser.safetensors"
 ABOUT = guessing.About("alexnet", {"clip_l": 768}, tokens=2, hidden=8, rank=4, side=64, family="SD15",
                        base_model="inst-small.safetensors")
-
-
-@pytest.fixture()
-def eyes(folders):
-    """lpips-alex.safetensors from a seed, in a subfolder: what guessing needs of it."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {k: torch.randn(s, generator=generator) / math.prod(s[1:]) ** 0.5 for k, s in alexnet.shapes().items()}
-    path = folders / "models" / "style_transfer" / "metrics" / LPIPS_FILE
-    path.parent.mkdir(parents=True)
-    save_file(weights, path)
 
 
 @pytest.fixture()
@@ -47,7 +33,7 @@ def encoder(folders, small):
     return write
 
 
-def test_a_guess_is_applied_saved_loaded_and_learned_on_from(eyes, encoder, small, pictures, folders):
+def test_a_guess_is_applied_saved_loaded_and_learned_on_from(lpips_file, encoder, small, pictures, folders):
     style, text = InSTGuessStyle.execute(pictures, encoder(), "ukiyo-e, woodblock print").result
     assert (style.encoder, style.tokens, style.family, text) == ("direct", 2, "SD15", "*, ukiyo-e, woodblock print")
     other, _ = InSTGuessStyle.execute(pictures[:1], "mine.safetensors").result
@@ -64,7 +50,7 @@ def test_a_guess_is_applied_saved_loaded_and_learned_on_from(eyes, encoder, smal
     assert torch.equal(module()["clip_l"], style.vectors["clip_l"])
 
 
-def test_words_of_the_context_are_what_it_starts_from_where_a_clip_reads_them(eyes, encoder, small, pictures):
+def test_words_of_the_context_are_what_it_starts_from_where_a_clip_reads_them(lpips_file, encoder, small, pictures):
     name, words = encoder(), "woodblock print"
     plain = InSTGuessStyle.execute(pictures, name).result[0]
     there = InSTGuessStyle.execute(pictures, name, words, small[1]).result[0]

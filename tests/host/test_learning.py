@@ -105,18 +105,6 @@ def test_prompts_longer_than_the_window_and_weights_can_be_learned_with(small):
             assert learned.losses[0] > 0
 
 
-def test_a_lora_is_seen_while_learning(small):
-    import nodes as host_nodes
-
-    model, clip, _ = small
-    patched = host_nodes.LoraLoader().load_lora(model, clip, "inst-small-lora.safetensors", 1.0, 1.0)
-    losses = []
-    for model_, clip_ in ((model, clip), patched, (patched[0], clip), (model, patched[1])):
-        with host.training.training_mode(), host.training.training_session(model_, clip_, "*", 2) as session:
-            losses.append(held_out(session, encoder_for(clip, "direct"), painting()))
-    assert len(set(losses)) == 4
-
-
 @pytest.mark.parametrize("layers", ["all", "late"])
 def test_text_encoder_and_denoiser_in_turn_learn_the_same_style(small, layers):
     """Where both do not fit on the device, never both are on it."""
@@ -253,24 +241,10 @@ def test_memory_is_flat_over_repeated_runs(small):
     assert counts[1] == counts[2]
 
 
-def test_a_model_that_cannot_be_made_again_is_refused(small):
-    model, clip, _ = small
-    foreign = model.clone()
-    foreign.cached_patcher_init = None
-    with pytest.raises(ValueError, match="model comes from a loader that cannot make it a second time.*Load Check"), \
-            host.training.training_session(foreign, clip, "*", 1):
-        pass
-
-
-def test_inpainting_and_video_models_are_refused(small, open_checkpoint):
-    model = small[0].clone()
-    model.add_object_patch("latent_format", type("Video", (), {"latent_dimensions": 3})())
-    with pytest.raises(ValueError, match="has latents with a time axis"):
-        host.parts.check_learnable(model)
-    other, _, _ = open_checkpoint()
-    other.model.concat_keys = ("mask", "masked_image")
+def test_inpainting_models_are_refused(small, monkeypatch):
+    monkeypatch.setattr(small[0].model, "concat_keys", ("mask", "masked_image"), raising=False)
     with pytest.raises(ValueError, match="inpainting"):
-        host.parts.check_invertible(other)
+        host.parts.check_invertible(small[0])
 
 
 def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
@@ -294,14 +268,3 @@ def test_the_preview_shows_the_first_few_noise_levels_side_by_side(small):
     assert below.size == (512, 128 + host.progress.CAPTION_HEIGHT)
     written = torch.frombuffer(bytearray(below.crop((0, 128, *below.size)).tobytes()), dtype=torch.uint8)
     assert 0.02 < float((written < 128).float().mean()) < 0.5  # black letters on white
-
-
-def test_words_to_start_from_have_the_length_of_words(small):
-    """One word, several, or none: the mean of the vocabulary."""
-    table = host.text.token_embedding(small[1], "clip_l").weight.float()
-    length = float(table.norm(dim=-1).mean())
-    vectors = [host.text.word_vectors(small[1], words)["clip_l"] for words in ("painting", "oil painting, impasto", "")]
-    assert all(float(v.norm()) == pytest.approx(length, rel=1e-4) for v in vectors)
-    mean = table.mean(0, keepdim=True).cpu()
-    torch.testing.assert_close(vectors[2], mean * (length / mean.norm()), rtol=1e-4, atol=1e-5)
-    assert not any(torch.allclose(a, b) for a, b in zip(vectors, vectors[1:], strict=False))

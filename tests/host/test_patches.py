@@ -226,11 +226,3 @@ def test_unknown_injections_are_refused(small):
         learned_from(injected, clip)
     with pytest.raises(ValueError, match="clip carries 'motion'"):
         learned_from(model, text)
-
-
-@pytest.mark.parametrize("socket", ["model", "clip"])
-def test_a_loader_that_cannot_load_again_is_refused(small, socket):
-    patcher = (small[0] if socket == "model" else small[1].patcher).clone()
-    patcher.cached_patcher_init = None
-    with pytest.raises(ValueError, match=f"{socket} comes from a loader that cannot make it a second.*Load Checkpoint"):
-        check_copyable(patcher, socket)

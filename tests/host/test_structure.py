@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_tomesd import TomePatchModel
+from graph import close, content, differ, stock
 from inst_pack.inst_core import host
 from inst_pack.inst_core.host import structure
 from inst_pack.inst_core.host.style_layers import restricted
@@ -22,25 +23,13 @@ STEPS = 2
 def wired(small):
     """MODEL, positive, negative."""
     model, clip, _ = small
-    return model, *(host_nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a house by the sea", ""))
-
-
-def content(batch: int = 1, height: int = 8, width: int = 8) -> dict:
-    return {"samples": torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(0)) * 4}
+    return model, stock(clip, "a house by the sea"), stock(clip, "")
 
 
 def sample(model, positive, negative, latent=None, keep: float = 1.0, way: str = "queries", steps: int = STEPS,
            **more) -> torch.Tensor:
     return InSTSample.execute(model, positive, negative, latent or content(), steps, 3.0, "euler", "normal", 0.7, 0,
                               "matched", keep_structure=keep, keep_structure_by=way, **more).result[0]["samples"]
-
-
-def differ(a, b) -> bool:
-    return float((a - b).abs().max()) > 1e-3
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
 def counting(model, calls: list):
@@ -130,7 +119,7 @@ def test_the_photograph_is_asked_under_its_own_noise(wired):
     sigma, asked = seen[-2]  # of the last step: the photographs, then the pictures
     expected = sampling.noise_scaling(torch.tensor([sigma]), noise.noise.clone(),
                                       model.model.process_latent_in(latent["samples"]))
-    close(asked[:2].float().cpu(), expected)
+    close(asked[:2].float().cpu(), expected, 1e-3)
 
 
 # ---- what it composes with ----
@@ -139,9 +128,9 @@ def test_a_batch_is_its_pictures_in_context_windows_too(wired):
     model, positive, negative = wired
     whole = sample(*wired, content(2))
     parts = [sample(*wired, {"samples": content(2)["samples"][i], "batch_index": i}) for i in ([0], [1])]
-    close(torch.cat(parts), whole)
+    close(torch.cat(parts), whole, 1e-3)
     windowed = ContextWindowsManualNode.execute(model, 1, 0, "standard_static", 1, False, "flat", 0, False).result[0]
-    close(sample(windowed, positive, negative, content(2)), whole)
+    close(sample(windowed, positive, negative, content(2)), whole, 1e-3)
 
 
 def test_a_batch_that_the_host_cuts_up_for_memory(wired, monkeypatch):
@@ -151,7 +140,7 @@ def test_a_batch_that_the_host_cuts_up_for_memory(wired, monkeypatch):
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
     apart = sample(model, *wired[1:])
     assert len(calls) - joint > joint  # positive and negative went one after the other
-    close(apart, together)
+    close(apart, together, 1e-3)
 
 
 @pytest.mark.parametrize("way", ["coarse", "both"])
@@ -174,7 +163,7 @@ def test_a_region_of_its_own_prompt(wired):
     out = sample(model, halves(positive, negative), halves(negative, negative), latent)
     seen = host.sampling.invert(model, halves(positive, negative), latent, 0.7, 0).noise.noise
     left = sample(model, positive, negative, {"samples": latent["samples"][..., :8]}, noise=_Given(seen[..., :8]))
-    close(out[..., :8], left)
+    close(out[..., :8], left, 1e-3)
 
 
 class _Given:
@@ -214,7 +203,7 @@ def transformer(tmp_path_factory):
 
 def test_a_transformer_holds_the_coarse_layout_and_has_no_queries(transformer):
     model, clip = transformer
-    positive, negative = (host_nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a house", ""))
+    positive, negative = stock(clip, "a house"), stock(clip, "")
     latent = {"samples": torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))}
     assert differ(sample(model, positive, negative, latent, way="coarse", steps=2),
                   sample(model, positive, negative, latent, way="coarse", steps=2, keep=0.0))

@@ -13,6 +13,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import full_size_models
 import pytest
 import small_styleshot
 import torch
@@ -150,10 +151,7 @@ def test_official_files_fit_sd15_and_not_the_small_model(official, small):
     with pytest.raises(ValueError, match="made for a U-Net with 16 cross-attentions .* connected model has 7"):
         host.styleshot.check_styleshot(small[0], released)
     with torch.device("meta"):
-        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2] * 4,
-                         channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True, context_dim=768,
-                         transformer_depth=[1] * 6 + [0] * 2, transformer_depth_output=[1] * 9 + [0] * 3,
-                         transformer_depth_middle=1, operations=comfy.ops.disable_weight_init)
+        unet = UNetModel(**full_size_models.SD15, operations=comfy.ops.disable_weight_init)
     places = on_host.cross_attentions(unet)
     assert tuple(place.width for place in places) == released.widths
     assert [place[:2] for place in places] == [

@@ -1,23 +1,21 @@
 """Comparison methods as users meet them: released files in models/style_transfer, IMAGE batches in and out."""
-import os
 from collections import OrderedDict
 from pathlib import Path
 
 import comfy.model_management
 import pytest
 import torch
-from inst_pack.inst_core.methods import gatys, vgg
-from inst_pack.inst_core.pictures import gram, luminance
+from inst_pack.inst_core.methods import gatys
+from inst_pack.inst_core.pictures import luminance
 from inst_pack.nodes import weights
 from inst_pack.nodes.transfer import (
     InSTGatysStyleTransfer,
     InSTLoadStyleTransferModel,
     InSTTransferStyle,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 ATOL = 1e-4  # IMAGE is float, nothing is rounded on the way
-REAL_VGG = Path(os.environ.get("INST_MODELS", ""), "style_transfer", "vgg16.safetensors")
 
 STYTR2 = ["embedding_iter_160000.pth", "transformer_iter_160000.pth", "decoder_iter_160000.pth"]
 ADAATTN = ["vgg_normalised.pth", "latest_net_transformer.pth", "latest_net_decoder.pth", "latest_net_adaattn_3.pth"]
@@ -78,17 +76,9 @@ def test_a_method_without_its_files_is_refused_before_anything_runs(write, folde
         InSTLoadStyleTransferModel.execute("none", method="StyTr2")
 
 
-def released(variant: str) -> list[str]:
-    """Files of an AdaAttN of another configuration; the VGG is the same."""
-    names = [ADAATTN[0], *(f"{variant}/{name}" for name in ADAATTN[1:])]
-    return names if "skip1" in variant else names[:-1]
-
-
 @pytest.mark.parametrize("kind, roles, outputs, safetensors", [
     ("stytr2", STYTR2, {case: f"{case}/output" for case in ("sq64", "sq160", "ext_rect")}, False),
     ("adaattn", ADAATTN[::-1], {case: f"{case}/output" for case in ("sq64", "rect", "sample")}, False),
-    *(("adaattn", released(variant), {variant: f"{variant}/output"}, True)
-      for variant in ("variant_skip0_shallow0", "variant_skip1_shallow0", "variant_skip0_shallow1")),
     ("adaattn", VIDEO, {"rect": "video_rect/output"}, True),
     ("cast", CAST, {case: f"{case}/fake_B" for case in ("sq64", "rect", "odd", "small_style")}, True),
 ])
@@ -151,30 +141,9 @@ def test_cancel_stops_between_pictures_and_the_model_is_usable(load):
     assert InSTTransferStyle.execute(model, content, content[:1], 1.0, "none").result[0].shape == content.shape
 
 
-@pytest.mark.parametrize("content, style, message", [
-    (torch.rand(1, 1, 1, 3), torch.rand(1, 32, 32, 3), "content is 1 x 1 px; CAST needs at least 9 px"),
-    (torch.rand(1, 32, 32, 3), torch.rand(1, 8, 32, 3), "style is 32 x 8 px"),
-    (torch.rand(3, 32, 32, 3), torch.rand(2, 32, 32, 3), "style has 2 pictures, content has 3"),
-    (torch.full((1, 32, 32, 3), torch.nan), torch.rand(1, 32, 32, 3), "content contains NaN"),
-    (torch.rand(1, 32, 32, 2), torch.rand(1, 32, 32, 3), "content has shape"),
-])
-def test_bad_images_are_refused(load, content, style, message):
-    with pytest.raises(ValueError, match=message):
-        InSTTransferStyle.execute(load("cast", CAST), content, style, 1.0, "none")
-
-
-def test_incomplete_models_are_refused_by_name(write):
-    names = write("cast", CAST[:2])
-    with pytest.raises(ValueError, match=r"missing: latest_net_Dec_B\.pth"):
-        InSTLoadStyleTransferModel.execute(*names)
-
-
-def test_unreadable_files_are_refused(folders):
-    path = folders / "models" / "style_transfer" / "broken.pth"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"not a weight file")
-    with pytest.raises(ValueError, match=r"broken\.pth is not opened: it is neither"):
-        InSTLoadStyleTransferModel.execute("broken.pth")
+def test_an_image_of_two_channels_is_refused(load):
+    with pytest.raises(ValueError, match="content has shape"):
+        InSTTransferStyle.execute(load("cast", CAST), torch.rand(1, 32, 32, 2), torch.rand(1, 32, 32, 3), 1.0, "none")
 
 
 def test_an_empty_folder_says_what_to_do():
@@ -224,22 +193,3 @@ def test_gatys_refuses_what_is_no_vgg(write):
     names = write("cast", CAST[:1])
     with pytest.raises(ValueError, match="not a VGG network"):
         paint(names[0], torch.rand(1, 32, 32, 3), torch.rand(1, 32, 32, 3))
-
-
-@pytest.mark.skipif(not REAL_VGG.is_file(), reason="needs vgg16.safetensors, see tools/packaged_weights.py")
-def test_gatys_with_real_weights_takes_on_the_style(folders):
-    """Gram matrices come at least ten times closer than the content picture's."""
-    path = folders / "models" / "style_transfer" / REAL_VGG.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(REAL_VGG)
-    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing="ij")
-    content = torch.stack([y, x, (y - 0.5) ** 2 + (x - 0.5) ** 2], -1)[None].clamp(0, 1)
-    style = (torch.stack([40 * x + 9 * y, 25 * y, 30 * x * y], -1)[None].sin() > 0).float() * 0.8 + 0.1
-    image = paint(path.name, content, style, steps=80, size=48).result[0]
-    net = vgg.load(load_file(REAL_VGG))
-    layers = list(gatys.STYLE_LAYERS)
-    grams = [[gram(f) for f in net(net.normalise(p.movedim(-1, 1)), layers).values()] for p in
-             (content, image, style)]
-    before, after = (sum(float((g - s).square().sum() / s.square().sum()) for g, s in zip(found, grams[2], strict=True))
-                     for found in grams[:2])
-    assert after < before / 10

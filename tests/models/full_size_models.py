@@ -3,8 +3,8 @@ the numbers.  Only ``tools/benchmark.py`` makes them (2 and 7 GB)."""
 from pathlib import Path
 
 import torch
-from small_families import filled
-from small_models import TEXT_BRANCH, clip_tensor, save_whole, shapes
+from small_families import Small, denoiser, filled, text_encoders
+from small_models import save_whole, shapes
 from torch import Tensor
 
 VAE = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
@@ -17,30 +17,21 @@ SDXL = {**COMMON, "num_heads": -1, "num_head_channels": 64, "num_res_blocks": [2
         "context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
         "adm_in_channels": 2816, "num_classes": "sequential"}
-KINDS = {"sd15": ("SD15", SD15), "sdxl": ("SDXL", SDXL)}
+KINDS = {"sd15": Small("SD15", "unet", SD15, text="sd1"), "sdxl": Small("SDXL", "unet", SDXL, text="sdxl")}
 
 
 def weights(kind: str) -> dict[str, Tensor]:
     """All tensors of a checkpoint, in the official names and shapes, float16."""
-    import comfy.ops
-    import comfy.sd1_clip
-    import comfy.sdxl_clip
     import comfy.supported_models
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    family, unet_config = KINDS[kind]
-    config = getattr(comfy.supported_models, family)({"in_channels": 4})
+    config = getattr(comfy.supported_models, KINDS[kind].family)({"in_channels": 4})
     with torch.device("meta"):
-        unet = UNetModel(**unet_config, dtype=torch.float16, operations=comfy.ops.disable_weight_init)
         vae = AutoencoderKL(ddconfig=VAE, embed_dim=4)
-    text = comfy.sd1_clip.SD1ClipModel if kind == "sd15" else comfy.sdxl_clip.SDXLClipModel
-    words = {k: s for k, s in shapes(text(device="meta", dtype=torch.float16)).items() if not k.endswith("logit_scale")}
     return {
-        **config.process_unet_state_dict_for_saving({k: filled(k, s) for k, s in shapes(unet).items()}),
+        **config.process_unet_state_dict_for_saving(denoiser(KINDS[kind])),
         **config.process_vae_state_dict_for_saving({k: filled(k, s) for k, s in shapes(vae).items()}),
-        **config.process_clip_state_dict_for_saving(
-            {k: clip_tensor(k, s, TEXT_BRANCH, filled).half() for k, s in words.items()}),
+        **config.process_clip_state_dict_for_saving(text_encoders(KINDS[kind].text, {})),
     }
 
 

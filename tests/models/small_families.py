@@ -115,7 +115,7 @@ def denoiser(small: Small) -> dict[str, Tensor]:
     return {k: filled(k, s) for k, s in shapes(module).items()}
 
 
-def text_encoders(kind: str) -> dict[str, Tensor]:
+def text_encoders(kind: str, options: Mapping = TEXT_OPTIONS) -> dict[str, Tensor]:
     """The text encoders of a family, in the names of the host's modules."""
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -130,7 +130,7 @@ def text_encoders(kind: str) -> dict[str, Tensor]:
         "sd3": comfy.text_encoders.sd3_clip.SD3ClipModel,
         "flux": comfy.text_encoders.flux.FluxClipModel,
     }
-    module = kinds[kind](device="meta", dtype=torch.float16, model_options=dict(TEXT_OPTIONS))
+    module = kinds[kind](device="meta", dtype=torch.float16, model_options=dict(options))
     return {k: text_tensor(k, s) for k, s in shapes(module).items() if not k.endswith("logit_scale")}
 
 
