@@ -1,8 +1,12 @@
 """Nodes as users meet them: odd pictures, missing parts, failing disks."""
+import os
+import random
 import re
+import threading
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from graph import learn
@@ -163,6 +167,34 @@ def test_cancel_keeps_the_best_so_far_in_a_file_of_its_own(small, pictures, monk
     assert stopped.metadata["inst.ended"] == "stopped" and float(stopped.metadata["inst.loss"]) == min(stopped.losses)
     # It is not taken for the finished style the next time.
     assert learn(small, pictures[:1], **arguments).result[0].metadata["inst.steps"] == "6"
+
+
+@pytest.mark.parametrize("point", range(int(os.environ.get("INST_CANCELS", "1"))))
+def test_cancel_at_any_moment(small, pictures, point):
+    """INST_CANCELS=20 tries as many. Whatever is there afterwards is whole, and stock nodes compute what they did."""
+    model, clip, _ = small
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a house"))
+
+    def sample() -> torch.Tensor:
+        return comfy.sample.sample(model, torch.ones(1, 4, 8, 8), 2, 3.0, "euler", "normal", prompt, prompt,
+                                   torch.zeros(1, 4, 8, 8), disable_pbar=True, seed=0)
+
+    before = sample()
+    moment = random.Random(point).uniform(0.01, 8)
+    cancel = threading.Timer(moment, comfy.model_management.interrupt_current_processing)
+    cancel.start()
+    try:
+        learn(small, pictures[:1], steps=100000, batch_size=4)
+        raise AssertionError("it was not cancelled")
+    except comfy.model_management.InterruptProcessingException:
+        pass
+    finally:
+        cancel.cancel()
+    assert torch.equal(sample(), before) and not comfy.model_management.in_training
+    for path in host.files.style_folders()[0].glob("*"):
+        stopped = load_style(path)
+        assert path.suffix == ".safetensors" and float(stopped.metadata["inst.loss"]) == pytest.approx(
+            min(stopped.losses), rel=1e-4)
 
 
 def test_a_run_that_gains_nothing_saves_nothing(small, pictures):
