@@ -122,7 +122,7 @@ def test_the_context_is_the_one_that_was_trained(opened, reader):
         words = text.TOKEN_NORM * torch.nn.functional.normalize(random(tokens, 768), dim=-1)
         given = words.expand(prompts.TOKENS, -1)[None] if tokens == 1 else words[None]
         for sentence in sorted({s for s in prompts.SENTENCES if "{}" not in s}):
-            row = torch.tensor([reader.prompts._add(sentence, tokens)])
+            row = torch.tensor([reader.prompts.row(sentence, tokens)])
             assert row.item() < len(reader.prompts.ids)  # known already
             ours = reader.of_rows(row, given)
             stock = host.text.style_conditioning(clip, sentence, {"clip_l": words})[0][0]

@@ -11,15 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 from whole import read_tensors, save_tensors
 
 from . import networks, pictures
+from .commands import WEIGHTS
 from .denoiser import AUTOENCODER, load_autoencoder, load_reader, load_unet
 from .networks import LATENT_STEP, encoded, noise_levels, predicted_noise
-from .pairs import LATENTS, PER_FILE, digest_of, encode, picture_files
+from .pairs import LATENTS, digest_of, encode, picture_files
 from .pairs_file import Pairs, read_pairs
 from .sheets import save_sheet
-from .training import Progress, Training, say, weights_of
+from .training import Progress, Training, crops, random_corners, say
 
 RATE = 2e-3
 BATCH, CROP = 8, 128
@@ -27,30 +29,26 @@ LPIPS_WEIGHT, GRAM_WEIGHT, COARSE_WEIGHT, SPREAD_WEIGHT = 0.5, 1.0, 1.0, 0.1
 JITTER = 0.05  # noise on latents, so that the decoder is smooth
 SMALLER_EVERY = 4  # steps: a latent of half the size has to decode to the picture of half the size
 JUDGE_EVERY, JUDGED, SHOWN = 500, 16, 7
-RESULTS = "results"  # latents that the denoiser made, PER_FILE a file
+RESULTS, RESULT_FILES = "results", 20  # latents that the denoiser made
 ESTIMATE_STARTS, ESTIMATE_REACH, LAST_TIMESTEP = (400, 750), 0.7, 30  # where the denoiser is asked for them
 
 
-class Eyes:
-    """Perceptual distances through AlexNet."""
+def perceptual_networks(device: torch.device):
+    """AlexNet and the LPIPS heads."""
+    from inst_core import metrics
 
-    def __init__(self, weights: Path, device: torch.device):
-        from inst_core.metrics.alexnet import AlexNet
-        from inst_core.metrics.lpips import load_heads
+    return metrics.load_networks(read_tensors(WEIGHTS)[0], device)
 
-        tensors = read_tensors(weights)[0]
-        self.network = AlexNet(tensors).to(device)
-        self.heads = tuple(head.to(device) for head in load_heads(tensors))
 
-    def distances(self, made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """(LPIPS, Gram distance), means over (B, 3, H, W) in [0, 1]."""
-        from inst_core.metrics.gram import gram_distance
-        from inst_core.metrics.lpips import lpips
+def distances(eyes, made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """(LPIPS, Gram distance), means over (B, 3, H, W) in [0, 1]; ``eyes``: ``perceptual_networks``."""
+    from inst_core.metrics.gram import gram_distance
+    from inst_core.metrics.lpips import lpips
 
-        with torch.no_grad():
-            aim = self.network(wanted)
-        seen = self.network(made)
-        return lpips(seen, aim, self.heads).mean(), gram_distance(seen, aim).mean()
+    with torch.no_grad():
+        aim = eyes.alexnet(wanted)
+    seen = eyes.alexnet(made)
+    return lpips(seen, aim, eyes.heads).mean(), gram_distance(seen, aim).mean()
 
 
 def coarse_difference(made: Tensor, wanted: Tensor) -> Tensor:
@@ -60,13 +58,9 @@ def coarse_difference(made: Tensor, wanted: Tensor) -> Tensor:
 
 def random_crops(chosen: Sequence[Tensor], side: int, generator: torch.Generator) -> Tensor:
     """(B, 3, side, side) in [0, 1] of bytes (3, H, W), every other one mirrored on average."""
-    crops = []
-    for picture in chosen:
-        room = picture.shape[-1] - side + 1
-        top, left, mirrored = torch.randint(10**6, (3,), generator=generator).tolist()
-        crop = picture[:, top % room:top % room + side, left % room:left % room + side]
-        crops.append(crop.flip(2) if mirrored % 2 else crop)
-    return torch.stack(crops).float() / 255
+    made = crops(chosen, random_corners(chosen, side, generator), side).float() / 255
+    mirrored = torch.rand(len(made), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, made.flip(3), made)
 
 
 def not_for_muon(name: str, weight: nn.Parameter) -> bool:
@@ -79,39 +73,34 @@ def not_for_muon(name: str, weight: nn.Parameter) -> bool:
 def train(options: argparse.Namespace) -> None:
     """The stage: begins anew or goes on."""
     folder, device = options.folder, options.device
-    networks.host(device.type == "cpu", options.comfyui)
+    networks.host(device.type == "cpu")
     photographs, files = pictures.read(folder), picture_files(folder)
-    if not files:
-        raise ValueError(f"{folder} holds no pairs. Make some first, with the stage 'pairs'.")
-    eyes, model = Eyes(options.weights, device), networks.build_autoencoder().to(device)
-    run = Training("autoencoder", folder / "vae.training.pt", model, (options.rate or RATE, RATE), not_for_muon)
+    eyes, model = perceptual_networks(device), networks.build_autoencoder().to(device)
+    run = Training("autoencoder", folder / "vae.training.pt", model, (RATE, RATE), not_for_muon)
     held_out = torch.cat([photographs.held_out[:JUDGED // 2, :, :256, :256],
                           read_tensors(picture_files(folder, held_out=True)[0])[0]["target"][:JUDGED // 2]])
 
     def keep() -> None:
-        save_tensors(folder / AUTOENCODER, run.averaged(), {"step": f"encoder {run.step}, decoder {run.step}"})
+        save_tensors(folder / AUTOENCODER, run.averaged.state_dict(),
+                     {"step": f"encoder {run.step}, decoder {run.step}"})
 
-    def look() -> None:
-        with weights_of(model, run.averaged()):
-            judge("autoencoder", folder / "autoencoder.png", model, held_out.to(device), eyes)
-
-    batch, progress = options.batch or BATCH, Progress("autoencoder")
-    for step in run.going(options.minutes, keep, options.finish, options.steps):
-        chosen = mixed(photographs.training, files, batch, run.generator)
+    progress = Progress("autoencoder")
+    for step in run.going(options.minutes, keep, options.finish):
+        chosen = mixed(photographs.training, files, BATCH, run.generator)
         wanted = random_crops(chosen, CROP, run.generator).to(device, memory_format=torch.channels_last)
         latent = model["encoder"](wanted)
         seen = latent + JITTER * torch.randn(latent.shape, generator=run.generator).to(device)
         if step % SMALLER_EVERY == 0:
             seen, wanted = (F.interpolate(x, scale_factor=0.5, mode="area") for x in (seen, wanted))
         made = model["decoder"](seen)
-        difference, (lpips, _) = (made - wanted).abs().mean(), eyes.distances(made, wanted)
+        difference, (lpips, _) = (made - wanted).abs().mean(), distances(eyes, made, wanted)
         centre = latent.mean((0, 2, 3)).square().mean() + (latent.std((0, 2, 3)) - 1).square().mean()
         run.learn(difference + LPIPS_WEIGHT * lpips + COARSE_WEIGHT * coarse_difference(made, wanted)
                   + SPREAD_WEIGHT * centre)
-        progress.note(run.step, batch, {"L1": difference.item(), "LPIPS": lpips.item()})
+        progress.note(run.step, L1=difference.item(), LPIPS=lpips.item())
         if run.step % JUDGE_EVERY == 0:
-            look()
-    look()
+            judge(folder / "autoencoder.png", run.averaged, held_out.to(device), eyes)
+    judge(folder / "autoencoder.png", run.averaged, held_out.to(device), eyes)
 
 
 def mixed(photographs: Tensor, files: Sequence[Path], many: int, generator: torch.Generator) -> list[Tensor]:
@@ -124,28 +113,20 @@ def mixed(photographs: Tensor, files: Sequence[Path], many: int, generator: torc
 
 
 @torch.no_grad()
-def judge(stage: str, path: Path, model: nn.ModuleDict, held_out: Tensor, eyes: Eyes) -> None:
+def judge(path: Path, model: nn.ModuleDict, held_out: Tensor, eyes) -> None:
     """Says how well held-out pictures (bytes; photographs, then the teacher's) come back, and shows some."""
     wanted = held_out.float() / 255
     latent = encoded(model, held_out)
     made = torch.cat([model["decoder"](z) for z in latent.split(4)]).clamp(0, 1)
     psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
     photographs, painted = psnr.split([len(psnr) // 2, len(psnr) - len(psnr) // 2])
-    say(stage, f"held out: photographs {photographs.mean():.2f} dB, the teacher's {painted.mean():.2f} dB, LPIPS "
-               f"{eyes.distances(made, wanted)[0]:.3f}, spread of latents {latent.std():.2f}; to look at: {path}")
+    say("autoencoder", f"held out: photographs {photographs.mean():.2f} dB, the teacher's {painted.mean():.2f} dB, "
+        f"LPIPS {distances(eyes, made, wanted)[0]:.3f}, spread of latents {latent.std():.2f}; to look at: {path}")
     shown = torch.linspace(0, len(wanted) - 1, SHOWN).long()
     save_sheet(path, [wanted[shown], made[shown]])
 
 
 # ---- the decoder alone ----
-
-def _needed(options: argparse.Namespace) -> tuple[nn.ModuleDict, list[Path]]:
-    files = picture_files(options.folder)
-    if not files:
-        raise ValueError(f"{options.folder} holds no pairs as pictures, which the decoder is to give. Make them with "
-                         "the stages pictures, styles and pairs.")
-    return load_autoencoder(options.folder), files
-
 
 def estimate(unet: nn.Module, pairs: Pairs, styled: Tensor, generator: torch.Generator, bfloat16: bool) -> Tensor:
     """What the denoiser takes for the finished pictures, (B, 4, h, w), asked once at a random level of img2img's own
@@ -173,83 +154,75 @@ def make_results(options: argparse.Namespace, files: Sequence[Path], name: str) 
     latents = options.folder / LATENTS / name
     reader, (unet, step) = load_reader(options.folder, read_pairs(options.folder)[0]), load_unet(options.folder)
     folder, unet, made = options.folder / RESULTS / f"{name}-{step}", unet.to(options.device).eval(), []
-    for i, path in enumerate(files):
+    for i, path in enumerate(tqdm(files, desc="results for the decoder", unit="file")):
         target = folder / path.name
         made.append(target)
         if target.exists():
             continue
-        held = read_tensors(latents / path.name)[0]
-        pairs = Pairs(held["photo"], held["target"], held["style"], held["own"])
+        pairs = Pairs(**read_tensors(latents / path.name)[0])
         generator = torch.Generator().manual_seed(i)
         result = torch.cat([estimate(unet, part, reader.told(part.style), generator, options.bfloat16)
                             for part in (pairs[at] for at in torch.arange(len(pairs)).split(4))])
         save_tensors(target, {"result": result.half()})
-        say("decoder", f"{i + 1} of {len(files)} files of {PER_FILE} results")
     return made
 
 
 def aligned_crops(latents: Tensor, wanted: Tensor, many: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Latents (many, 4, ...) and the pictures in [0, 1] of the same places, CROP pixels wide."""
-    side, chosen = CROP // LATENT_STEP, torch.randint(len(latents), (many,), generator=generator).tolist()
-    top, left = (torch.randint(latents.shape[-1] - side + 1, (many,), generator=generator).tolist() for _ in range(2))
-    places = list(zip(chosen, top, left, strict=True))
-    seen = torch.stack([latents[i, :, y:y + side, x:x + side].float() for i, y, x in places])
-    rows = [(i, slice(LATENT_STEP * y, LATENT_STEP * y + CROP), slice(LATENT_STEP * x, LATENT_STEP * x + CROP))
-            for i, y, x in places]
-    return seen, torch.stack([wanted[i, :, down, across].float() / 255 for i, down, across in rows])
+    side, chosen = CROP // LATENT_STEP, torch.randint(len(latents), (many,), generator=generator)
+    latents, wanted = latents[chosen].float(), wanted[chosen]
+    corners = random_corners(latents, side, generator)
+    in_pixels = [(LATENT_STEP * top, LATENT_STEP * left) for top, left in corners]
+    return crops(latents, corners, side), crops(wanted, in_pixels, CROP).float() / 255
 
 
 def decoder_samples(files: Sequence[Path], results: Sequence[Path], latents: Path, many: int,
                     generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """(latents, pictures) twice: what the encoder gave of the teacher's pictures, and what the denoiser gave."""
     which = int(torch.randint(len(files), (), generator=generator))
-    wanted = read_tensors(files[which])[0]["target"]
-    yield aligned_crops(read_tensors(latents / files[which].name)[0]["target"], wanted, many, generator)
-    which %= len(results)
-    wanted = read_tensors(files[which])[0]["target"]
-    yield aligned_crops(read_tensors(results[which])[0]["result"], wanted, many, generator)
+    painted, given = files[which], files[which % len(results)]
+    for file, path, name in ((painted, latents / painted.name, "target"),
+                             (given, results[which % len(results)], "result")):
+        yield aligned_crops(read_tensors(path)[0][name], read_tensors(file)[0]["target"], many, generator)
 
 
 def train_decoder(options: argparse.Namespace) -> None:
     """The stage: latents of the encoder have to decode exactly; the denoiser's, whose details lie elsewhere than the
     teacher's, have to look alike (LPIPS, Gram) and have its colours (L1 of 8 x 8 means)."""
     folder, device = options.folder, options.device
-    networks.host(device.type == "cpu", options.comfyui)
-    model, files = _needed(options)
-    name, eyes = digest_of(model["encoder"]), Eyes(options.weights, device)
-    results = make_results(options, files[:options.results], name)
-    model = model.to(device)
-    decoder = model["decoder"].requires_grad_(True)
-    run = Training("decoder", folder / f"decoder-{name}.training.pt", decoder, (options.rate or RATE / 4, RATE / 4),
-                   not_for_muon)
+    networks.host(device.type == "cpu")
+    files, model = picture_files(folder), load_autoencoder(folder)
+    name, eyes = digest_of(model["encoder"]), perceptual_networks(device)
+    results = make_results(options, files[:RESULT_FILES], name)
+    decoder = model["decoder"].to(device).requires_grad_(True)
+    run = Training("decoder", folder / f"decoder-{name}.training.pt", decoder, (RATE / 4, RATE / 4), not_for_muon)
     encoder, told = read_tensors(folder / AUTOENCODER)
     encoder = {k: v for k, v in encoder.items() if k.startswith("encoder.")}
     before = told.get("step", "").partition(",")[0]
 
     def keep() -> None:
-        weights = encoder | {f"decoder.{k}": v for k, v in run.averaged().items()}
+        weights = encoder | {f"decoder.{k}": v for k, v in run.averaged.state_dict().items()}
         save_tensors(folder / AUTOENCODER, weights, {"step": f"{before}, decoder alone {run.step}"})
 
-    batch, progress = options.batch or BATCH, Progress("decoder")
-    for _ in run.going(options.minutes, keep, options.finish, options.steps):
-        exact, alike = decoder_samples(files, results, folder / LATENTS / name, batch // 2, run.generator)
+    progress = Progress("decoder")
+    for _ in run.going(options.minutes, keep, options.finish):
+        exact, alike = decoder_samples(files, results, folder / LATENTS / name, BATCH // 2, run.generator)
         (latent, wanted), (result, style) = (tuple(x.to(device) for x in pair) for pair in (exact, alike))
         made = decoder(torch.cat([latent, result]).contiguous(memory_format=torch.channels_last))
         same, free = made.split(len(latent))
-        difference, (lpips, _) = (same - wanted).abs().mean(), eyes.distances(same, wanted)
-        free_lpips, gram = eyes.distances(free, style)
+        difference, (lpips, _) = (same - wanted).abs().mean(), distances(eyes, same, wanted)
+        free_lpips, gram = distances(eyes, free, style)
         run.learn(difference + LPIPS_WEIGHT * (lpips + free_lpips) + GRAM_WEIGHT * gram
                   + COARSE_WEIGHT * (coarse_difference(same, wanted) + coarse_difference(free, style)))
-        progress.note(run.step, batch, {"L1": difference.item(), "LPIPS": lpips.item(), "LPIPS of results":
-                                        free_lpips.item(), "Gram of results": gram.item()})
-    show_results(folder / "decoder.png", model, run, results[0], files[0])
+        progress.note(run.step, **{"L1": difference.item(), "LPIPS": lpips.item(), "LPIPS of results":
+                                   free_lpips.item(), "Gram of results": gram.item()})
+    show_results(folder / "decoder.png", run.averaged, results[0], files[0])
+    say("decoder", f"step {run.step}; to look at: {folder / 'decoder.png'}")
 
 
 @torch.no_grad()
-def show_results(path: Path, model: nn.ModuleDict, run: Training, results: Path, pictures_file: Path) -> None:
+def show_results(path: Path, decoder: nn.Module, results: Path, pictures_file: Path) -> None:
     """Rows: the teacher's pictures, and what the whole method gives."""
     wanted = read_tensors(pictures_file)[0]["target"][:SHOWN]
-    result = read_tensors(results)[0]["result"][:SHOWN].float().to(next(model.parameters()).device)
-    with weights_of(model["decoder"], run.averaged()):
-        save_sheet(path, [wanted, model["decoder"](result)])
-    say("decoder", f"step {run.step}; to look at: {path}")
+    result = read_tensors(results)[0]["result"][:SHOWN].float().to(next(decoder.parameters()).device)
+    save_sheet(path, [wanted, decoder(result)])

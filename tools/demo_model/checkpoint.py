@@ -5,6 +5,7 @@ space of styles as float16, a checksum, and the recipe.  ``join`` writes from it
 Checkpoint opens: widened, padded, with the text encoder drawn from its seed.  Both need torch and safetensors, no
 ComfyUI.
 """
+import argparse
 import hashlib
 import json
 from collections.abc import Mapping
@@ -131,6 +132,20 @@ def join(shipped: Path, target: Path) -> None:
     weights |= {TEXT + k: v for k, v in encoder.items()}
     save_tensors(target, {k: v if in_full(k, v) else v.half() for k, v in weights.items()},
                  {"modelspec.title": "InST demo", "modelspec.resolution": f"{SIDE}x{SIDE}", "inst.recipe": held.recipe})
+
+
+def make(options: argparse.Namespace) -> None:
+    """The stage that writes the checkpoint."""
+    join(options.shipped, options.target)
+    print(f"[join] {options.target}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """The stage that writes the file for the repository, from the weights of a folder."""
+    parts, about = zip(*(read_tensors(options.folder / f"{name}.safetensors") for name in ("unet", "vae", "space")),
+                       strict=True)
+    ship(SHIPPED, *parts, {"unet": about[0], "vae": about[1]})
+    print(f"[export] {SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")
 
 
 def in_full(key: str, weight: Tensor) -> bool:

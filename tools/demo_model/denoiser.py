@@ -11,9 +11,9 @@ meta-learning, Finn et al. 2017).
 """
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from .pairs_file import PATTERN, Pairs, read_pairs
 from .prompts import TOKENS, Reader, StyleSpace, word_noise
 from .sampling import repainted
 from .sheets import save_sheet
-from .training import Progress, Training, say, weights_of
+from .training import Progress, Training, crops, random_corners, say
 
 STAGE = "denoiser"
 WEIGHTS, TRAINING, SPACE, AUTOENCODER = "unet.safetensors", "unet.training.pt", "space.safetensors", "vae.safetensors"
@@ -51,8 +51,7 @@ SHEET = 6  # held-out pairs on the sheet
 
 # ---- samples ----
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """What one step sees.
 
     Attributes:
@@ -65,7 +64,7 @@ class Samples:
     noise: Tensor
 
     def to(self, device: torch.device) -> "Samples":
-        return Samples(*(getattr(self, name).to(device) for name in ("x", "timestep", "context", "noise")))
+        return Samples(*(part.to(device) for part in self))
 
 
 def told(pairs: Pairs, kind: Tensor, photograph: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +85,8 @@ def told(pairs: Pairs, kind: Tensor, photograph: Tensor) -> tuple[Tensor, Tensor
 
 def cropped(latents: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     """The same CROP x CROP places of each, other ones for every sample."""
-    many, _, height, width = latents[0].shape
-    top, left = (torch.randint(side - CROP + 1, (many,), generator=generator).tolist() for side in (height, width))
-    return [torch.stack([one[:, y:y + CROP, x:x + CROP] for one, y, x in zip(latent, top, left, strict=True)])
-            for latent in latents]
+    corners = random_corners(latents[0], CROP, generator)
+    return [crops(latent, corners, CROP) for latent in latents]
 
 
 def noise_with_photograph(photo: Tensor, target: Tensor, alone: Tensor, generator: torch.Generator,
@@ -110,15 +107,15 @@ def noise_with_photograph(photo: Tensor, target: Tensor, alone: Tensor, generato
 def find_words(unet: nn.Module, reader: Reader, generator: torch.Generator, bfloat16: bool, target: Tensor) -> Tensor:
     """Words (B, TOKENS, 768) for pictures (B, 4, h, w): from the neutral one along the gradient of the picture's own
     loss, all noise levels alike, by a length drawn from FOUND_REACH."""
-    crops, = cropped([target.repeat_interleave(CROPS_OF_ONE, 0)], generator)
-    many, device = len(crops), next(unet.parameters()).device
+    clean, = cropped([target.repeat_interleave(CROPS_OF_ONE, 0)], generator)
+    many, device = len(clean), next(unet.parameters()).device
     spread = torch.arange(CROPS_OF_ONE).repeat(len(target)) + torch.rand(many, generator=generator)
     timestep = (1000 * spread / CROPS_OF_ONE).long().clamp(max=999)
-    noise = torch.randn(crops.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
     neutral = reader.space.neutral_word().expand(len(target), TOKENS, -1)
     words = neutral.clone().requires_grad_()
     context = reader.of_rows(torch.full((many,), reader.prompts.star), words.repeat_interleave(CROPS_OF_ONE, 0))
-    x = crops + noise_levels()[timestep].view(-1, 1, 1, 1) * noise
+    x = clean + noise_levels()[timestep].view(-1, 1, 1, 1) * noise
     predicted = predicted_noise(unet, x.to(device), timestep.to(device), context.to(device), bfloat16)
     error = (predicted - noise.to(device)).square().mean((1, 2, 3))
     gradient, = torch.autograd.grad((error / error.detach()).sum(), words)
@@ -199,13 +196,11 @@ def sheet(path: Path, unet: nn.Module, autoencoder: nn.ModuleDict, reader: Reade
 
 def adopt(sources: list[Path], folder: Path) -> None:
     """Copies what training goes on from, unless the folder has it: weights, space and pairs of the first source that
-    has each (or its folder ``state``)."""
+    has each."""
     for pattern in (WEIGHTS, AUTOENCODER, SPACE, PATTERN):
         if any(folder.glob(pattern)):
             continue
-        found = next((paths for source in sources for place in (source, source / "state")
-                      if (paths := sorted(place.glob(pattern)))), [])
-        for path in found:
+        for path in next(filter(None, (sorted(source.glob(pattern)) for source in sources)), ()):
             copy_whole(path, folder / path.name)
             say(STAGE, f"took {path}")
 
@@ -235,36 +230,41 @@ def load_reader(folder: Path, pairs: Pairs) -> Reader:
     return Reader(StyleSpace.read(read_tensors(path)[0]))
 
 
+def go_on(options: argparse.Namespace) -> None:
+    """The stage that begins with what other folders have."""
+    adopt(options.sources, options.folder)
+    train(options)
+
+
 def train(options: argparse.Namespace) -> None:
     """Trains the denoiser for some minutes; begins anew or goes on, whatever the folder holds."""
     folder, device = options.folder, options.device
-    networks.host(device.type == "cpu", options.comfyui)
+    networks.host(device.type == "cpu")
     pairs, held_out = read_pairs(folder)
     reader = load_reader(folder, pairs)
     unet, step = load_unet(folder, reader.prompts.own_places)
     unet, autoencoder = unet.to(device), load_autoencoder(folder).to(device)
-    run = Training(STAGE, folder / TRAINING, unet, (options.rate or RATES[0], RATES[1]),
+    run = Training(STAGE, folder / TRAINING, unet, RATES,
                    lambda name, _: name.startswith(("time_embed", "input_blocks.0.0", "out.2")), step)
     say(STAGE, f"{len(pairs)} pairs, {len(held_out)} held out; {options.minutes:g} minutes from step {run.step}")
 
     def keep() -> None:
-        save_tensors(folder / WEIGHTS, {k: v.half() for k, v in run.averaged().items()},
+        save_tensors(folder / WEIGHTS, {k: v.half() for k, v in run.averaged.state_dict().items()},
                      {"step": str(run.step), "width": str(networks.WIDTH)})
 
     def look() -> None:
-        with weights_of(unet, run.averaged()):
-            for name, losses in judge(unet, reader, held_out, device, options.bfloat16).items():
-                say(STAGE, f"step {run.step}, told {name}: " + " ".join(f"{loss:.4f}" for loss in losses))
-            sheet(folder / "denoiser.png", unet, autoencoder, reader, held_out, device, options.bfloat16)
+        for name, losses in judge(run.averaged, reader, held_out, device, options.bfloat16).items():
+            say(STAGE, f"step {run.step}, told {name}: " + " ".join(f"{loss:.4f}" for loss in losses))
+        sheet(folder / "denoiser.png", run.averaged, autoencoder, reader, held_out, device, options.bfloat16)
 
     progress = Progress(STAGE)
-    for step in run.going(options.minutes, keep, options.finish, options.steps):
+    for step in run.going(options.minutes, keep, options.finish):
         find = partial(find_words, unet, reader, run.generator, options.bfloat16)
-        samples = drawn(pairs, reader, step, options.batch or BATCH, run.generator, find).to(device)
+        samples = drawn(pairs, reader, step, BATCH, run.generator, find).to(device)
         predicted = predicted_noise(unet, samples.x, samples.timestep, samples.context, options.bfloat16)
         loss = weighted_loss(predicted, samples)
         run.learn(loss)
-        progress.note(run.step, len(samples.x), {"loss": loss.item()})
+        progress.note(run.step, loss=loss.item())
         if run.step % JUDGE_EVERY == 0:
             look()
     look()

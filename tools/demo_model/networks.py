@@ -1,6 +1,7 @@
 """The two networks that are trained, in the host's own code, and the noise levels of SD 1.x."""
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,7 +50,20 @@ def operations(own_places: int | None = None):
     return type("Operations", (comfy.ops.disable_weight_init,), {"Linear": Linear})
 
 
-def build_unet(width: int = WIDTH, own_places: int | None = None, seed: int = 0) -> nn.Module:
+def begin(model: nn.Module, gain: Callable[[str], float]) -> None:
+    """Random matrices and kernels, whose outputs are about ``gain`` (of their name) times as large as their inputs;
+    norms and biases change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                weight.fill_(float(name.endswith("weight")))
+            else:
+                size = gain(name) / math.sqrt(weight[0].numel())
+                weight.copy_(size * torch.randn(weight.shape, generator=generator))
+
+
+def build_unet(width: int = WIDTH, own_places: int | None = None) -> nn.Module:
     """The host's ``UNetModel`` with SD 1.x's sockets, ready to be trained: what a block adds begins at zero."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -57,15 +71,8 @@ def build_unet(width: int = WIDTH, own_places: int | None = None, seed: int = 0)
                       num_heads=HEADS, use_spatial_transformer=True, transformer_depth_middle=1, context_dim=CONTEXT,
                       dtype=torch.float32, operations=operations(own_places),
                       **{k: list(v) for k, v in ARCHITECTURE.items()})
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim < 2:
-                weight.fill_(float(name.endswith("weight")))
-            elif name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
-                weight.zero_()
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(math.prod(weight.shape[1:])))
+    last_of_block = "out_layers.3.weight", "proj_out.weight", "out.2.weight"
+    begin(model, lambda name: 0.0 if name.endswith(last_of_block) else 1.0)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -86,7 +93,7 @@ def predicted_noise(unet: nn.Module, x: Tensor, timestep: Tensor, context: Tenso
 
 # ---- the autoencoder ----
 
-def build_autoencoder(seed: int = 0) -> nn.ModuleDict:
+def build_autoencoder() -> nn.ModuleDict:
     """``encoder`` and ``decoder`` in the shape of a TAESD, narrower where pictures are large, ready to be trained.
 
     At the beginning the three first channels pass mean colours through, so that training starts from pictures.
@@ -109,22 +116,10 @@ def build_autoencoder(seed: int = 0) -> nn.ModuleDict:
                             *blocks(quarter), *up(quarter, half), *blocks(half), *up(half, full), *blocks(full, 1),
                             conv(full, 3))
     model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-    _begin_random(model, seed)
+    begin(model, lambda name: 0.1 if name.endswith("conv.4.weight") else math.sqrt(2))  # what a block adds is small
     with torch.no_grad():
         _pass_colours(encoder, decoder)
     return model.to(memory_format=torch.channels_last)
-
-
-def _begin_random(model: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim < 2:
-                weight.zero_()
-            else:
-                gain = 0.1 if name.endswith("conv.4.weight") else math.sqrt(2)  # what a block adds is small
-                size = gain / math.sqrt(weight[0].numel())
-                weight.copy_(size * torch.randn(weight.shape, generator=generator))
 
 
 def _pass_colours(encoder: nn.Sequential, decoder: nn.Sequential) -> None:

@@ -1,9 +1,8 @@
 """Pictures repainted by rule: strokes, hatching, mosaics, prints and so on, in torch, from a seed.
 
 ``render`` draws a palette, a technique and a finish at random and applies them to a batch of pictures; the layout of
-each picture stays where it was.  They are the training pictures of the demo model (``train_demo_model.py``): all that
-is random is drawn on the CPU from one generator, everything else runs where the pictures are, so a GPU makes thousands
-in a minute.
+each picture stays where it was.  All that is random is drawn on the CPU from one generator, everything else runs where
+the pictures are.
 
 A technique takes pictures (B, 3, H, W) in [0, 1] and a ``Draw``, and returns pictures of the same shape; values may
 leave [0, 1] a little, ``render`` clamps them.  Lengths are in pixels of a 256 px picture.
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -57,22 +57,26 @@ def luma(x: Tensor) -> Tensor:
 
 def blur(x: Tensor, radius: float) -> Tensor:
     """Gaussian blur with this standard deviation."""
-    if radius < 0.3:
-        return x
-    reach = min(math.ceil(2.5 * radius), min(x.shape[2:]) - 1)
-    taps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    taps = (-0.5 * (taps / radius) ** 2).exp()
-    taps = (taps / taps.sum()).view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1)
-    x = F.conv2d(F.pad(x, (0, 0, reach, reach), "reflect"), taps, groups=x.shape[1])
-    return F.conv2d(F.pad(x, (reach, reach, 0, 0), "reflect"), taps.mT, groups=x.shape[1])
+    size = 2 * min(math.ceil(2.5 * radius), min(x.shape[2:]) - 1) + 1
+    return gaussian_blur(gaussian_blur(x, [1, size], radius), [size, 1], radius)  # two passes are many times faster
 
 
 def grid(x: Tensor) -> tuple[Tensor, Tensor]:
     """Pixel coordinates (y, x), (1, 1, H, W) each."""
     height, width = x.shape[2:]
-    y, x = torch.meshgrid(torch.arange(height, device=x.device, dtype=x.dtype),
-                          torch.arange(width, device=x.device, dtype=x.dtype), indexing="ij")
-    return y[None, None], x[None, None]
+    y, x = (torch.arange(side, device=x.device, dtype=x.dtype) for side in (height, width))
+    return y.view(1, 1, -1, 1).expand(1, 1, height, width), x.expand(1, 1, height, width)
+
+
+def waves(x: Tensor, angle: float, period: float, bend: Tensor | float = 0.0) -> Tensor:
+    """Phase, in radians, of parallel lines that lie ``period`` pixels apart across this direction."""
+    y_at, x_at = grid(x)
+    return (math.cos(angle) * x_at + math.sin(angle) * y_at + bend) * 2 * math.pi / period
+
+
+def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences over two pixels, (down, right); 0 at the border."""
+    return F.pad(x[:, :, 2:] - x[:, :, :-2], (0, 0, 1, 1)), F.pad(x[..., 2:] - x[..., :-2], (1, 1))
 
 
 def noise(x: Tensor, draw: Draw, scale: float, channels: int = 1) -> Tensor:
@@ -101,9 +105,7 @@ def warp(x: Tensor, draw: Draw, scale: float, amount: float) -> Tensor:
 
 def flow(x: Tensor, draw: Draw, smooth: float) -> Tensor:
     """Angles (B, 1, H, W) of strokes: along the picture's contours, a drifting direction where it has none."""
-    grey = blur(luma(x), 1.0)
-    grad_y = F.pad(grey[:, :, 2:] - grey[:, :, :-2], (0, 0, 1, 1))
-    grad_x = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+    grad_y, grad_x = slopes(blur(luma(x), 1.0))
     # Double angles, so that opposite gradients do not cancel (structure tensor).
     double = blur(torch.cat([grad_x.square() - grad_y.square(), 2 * grad_x * grad_y], 1), smooth)
     base = draw.uniform(0, 2 * math.pi) + draw.uniform(0, 1.5) * noise(x, draw, draw.uniform(50, 140))
@@ -127,10 +129,8 @@ def along(x: Tensor, angle: Tensor, length: int) -> Tensor:
 
 def lit(height: Tensor, draw: Draw, strength: float) -> Tensor:
     """Relief light of a height field, about 0, (B, 1, H, W)."""
-    angle = draw.uniform(0, 2 * math.pi)
-    slope_y = F.pad(height[:, :, 2:] - height[:, :, :-2], (0, 0, 1, 1))
-    slope_x = F.pad(height[..., 2:] - height[..., :-2], (1, 1))
-    return strength * (math.sin(angle) * slope_y + math.cos(angle) * slope_x)
+    angle, (down, right) = draw.uniform(0, 2 * math.pi), slopes(height)
+    return strength * (math.sin(angle) * down + math.cos(angle) * right)
 
 
 def colour(draw: Draw, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -171,6 +171,11 @@ def cells(x: Tensor, draw: Draw, size: float, jitter: float = 1.0, stretch: floa
             seed_y, seed_x = torch.where(nearer, there_y, seed_y), torch.where(nearer, there_x, seed_x)
             number, best = torch.where(nearer, index, number), torch.where(nearer, far, best)
     return seed_y, seed_x, number, (second - best) * size / 2
+
+
+def of_cells(number: Tensor, draw: Draw, channels: int) -> Tensor:
+    """Random numbers that every cell has for itself, (1, channels, H, W)."""
+    return draw.randn(channels, int(number.max()) + 1)[:, number[0, 0]][None]
 
 
 def at_seeds(x: Tensor, seed_y: Tensor, seed_x: Tensor) -> Tensor:
@@ -298,9 +303,8 @@ def kuwahara(x: Tensor, draw: Draw) -> Tensor:
     mean = F.avg_pool2d(padded, size, 1)
     spread = (F.avg_pool2d(padded.square(), size, 1) - mean.square()).sum(1, keepdim=True)
     height, width = x.shape[2:]
-    corners = [(i, j) for i in (0, radius) for j in (0, radius)]
-    means = torch.stack([mean[:, :, i:i + height, j:j + width] for i, j in corners])
-    spreads = torch.stack([spread[:, :, i:i + height, j:j + width] for i, j in corners])
+    means, spreads = (torch.stack([of[:, :, i:i + height, j:j + width] for i in (0, radius) for j in (0, radius)])
+                      for of in (mean, spread))
     calmest = spreads.argmin(0, keepdim=True).expand(1, *x.shape)
     return means.gather(0, calmest)[0]
 
@@ -318,15 +322,14 @@ def watercolour(x: Tensor, draw: Draw) -> Tensor:
 def hatching(x: Tensor, draw: Draw) -> Tensor:
     """Pen lines in up to four directions; darker parts get more of them."""
     paper, ink = colour(draw, 0.75, 1.0), colour(draw, 0.0, 0.3)
-    colours = torch.lerp(paper.expand_as(x), x.clamp(0, 1) * 0.5 + 0.5, draw.uniform(0, 0.8))
-    y_at, x_at = grid(x)
-    y_at, x_at = y_at + noise(x, draw, 30), x_at + noise(x, draw, 30)
+    colours = torch.lerp(paper, x.clamp(0, 1) * 0.5 + 0.5, draw.uniform(0, 0.8))
+    y_off, x_off = noise(x, draw, 30), noise(x, draw, 30)
     dark = 1 - blur(luma(x), 1)
     spacing, turn = draw.uniform(3, 7), draw.uniform(0, math.pi)
     covered = torch.zeros_like(dark)
     for i in range(draw.integer(2, 4)):
         angle = turn + i * math.pi / 4
-        wave = ((math.cos(angle) * x_at + math.sin(angle) * y_at) * 2 * math.pi / spacing).sin()
+        wave = waves(x, angle, spacing, math.cos(angle) * x_off + math.sin(angle) * y_off).sin()
         wide = (dark - 0.15 - 0.18 * i).clamp(0, 0.6) * 2.2 - 1
         covered = torch.maximum(covered, ((wide - wave) * 3).sigmoid() * (wide > -1))
     return colours * (1 - covered) + ink * covered
@@ -334,12 +337,11 @@ def hatching(x: Tensor, draw: Draw) -> Tensor:
 
 def engraving(x: Tensor, draw: Draw) -> Tensor:
     """Parallel lines that swell with darkness, straight or following the forms."""
-    y_at, x_at = grid(x)
     angle, spacing = draw.uniform(0, math.pi), draw.uniform(3.5, 8)
     bend = draw.uniform(0, 20) * blur(luma(x), 4) + draw.uniform(0, 4) * noise(x, draw, 60)
-    wave = ((math.cos(angle) * x_at + math.sin(angle) * y_at + bend) * 2 * math.pi / spacing).sin()
+    wave = waves(x, angle, spacing, bend).sin()
     covered = ((1 - 2 * luma(x) - wave + draw.uniform(-0.3, 0.3)) * 3).sigmoid()
-    return torch.lerp(colour(draw, 0.7, 1.0).expand_as(x), colour(draw, 0.0, 0.35).expand_as(x), covered)
+    return torch.lerp(colour(draw, 0.7, 1.0), colour(draw, 0.0, 0.35), covered)
 
 
 def woodcut(x: Tensor, draw: Draw) -> Tensor:
@@ -349,21 +351,20 @@ def woodcut(x: Tensor, draw: Draw) -> Tensor:
     level = blur(luma(x), 1.0)
     level = (level - level.mean((1, 2, 3), keepdim=True)) * 4 + draw.uniform(0.3, 0.9) * grain
     covered = (-level * 4).sigmoid()
-    light = torch.lerp(colour(draw, 0.7, 1.0).expand_as(x), x, draw.uniform(0, 0.7))
-    return torch.lerp(light, colour(draw, 0.0, 0.3).expand_as(x), covered)
+    light = torch.lerp(colour(draw, 0.7, 1.0), x, draw.uniform(0, 0.7))
+    return torch.lerp(light, colour(draw, 0.0, 0.3), covered)
 
 
 def mosaic(x: Tensor, draw: Draw) -> Tensor:
     """Tiles of one colour with joints between them: mosaics, or leaded glass when large and dark between."""
     size, glass = draw.uniform(6, 22), draw.chance(0.4)
     *seed, number, wall = cells(x, draw, size, draw.uniform(0.2, 1.0), draw.uniform(1, 1.6))
-    tint = draw.randn(3, int(number.max()) + 1)[:, number[0, 0]][None] * draw.uniform(0, 0.08)
-    tiles = at_seeds(blur(x, size / 4), *seed) + tint
+    tiles = at_seeds(blur(x, size / 4), *seed) + of_cells(number, draw, 3) * draw.uniform(0, 0.08)
     if glass:
         tiles = luma(tiles) + 1.6 * (tiles - luma(tiles)) + 0.06 * noise(x, draw, 12)
     joint = colour(draw, 0.0, 0.15) if glass else colour(draw, 0.2, 0.95)
     width = draw.uniform(0.6, 1.8)
-    return torch.lerp(joint.expand_as(x), tiles, ((wall - width) * 2).sigmoid())
+    return torch.lerp(joint, tiles, ((wall - width) * 2).sigmoid())
 
 
 def facets(x: Tensor, draw: Draw) -> Tensor:
@@ -383,13 +384,12 @@ def facets(x: Tensor, draw: Draw) -> Tensor:
 
 def pointillism(x: Tensor, draw: Draw) -> Tensor:
     """Dots of pure colour over a ground."""
-    canvas = torch.lerp(blur(x, 4), colour(draw, 0.3, 0.95).expand_as(x), draw.uniform(0.1, 0.8))
+    canvas = torch.lerp(blur(x, 4), colour(draw, 0.3, 0.95), draw.uniform(0.1, 0.8))
     size, jitter = draw.uniform(3.5, 9), draw.uniform(0.05, 0.25)
     y_at, x_at = grid(x)
     for _ in range(draw.integer(2, 4)):
         *seed, number, _ = cells(x, draw, size, 1.0)
-        tint = draw.randn(3, int(number.max()) + 1)[:, number[0, 0]][None] * jitter
-        dots = at_seeds(x, *seed) + tint
+        dots = at_seeds(x, *seed) + of_cells(number, draw, 3) * jitter
         radius = size * draw.uniform(0.3, 0.5)
         inside = (y_at - seed[0]).square() + (x_at - seed[1]).square() < radius**2
         canvas = torch.where(inside, dots, canvas)
@@ -398,18 +398,16 @@ def pointillism(x: Tensor, draw: Draw) -> Tensor:
 
 def halftone(x: Tensor, draw: Draw) -> Tensor:
     """Rows of dots whose size is the darkness: one ink, or cyan, magenta, yellow and black."""
-    y_at, x_at = grid(x)
     spacing, turn = draw.uniform(4, 8), draw.uniform(0, math.pi)
     paper = colour(draw, 0.85, 1.0)
 
     def dots(dark: Tensor, angle: float) -> Tensor:
-        u = (math.cos(angle) * x_at + math.sin(angle) * y_at) * 2 * math.pi / spacing
-        v = (math.cos(angle) * y_at - math.sin(angle) * x_at) * 2 * math.pi / spacing
-        return ((dark * 2.4 - 1.2 - (u.cos() + v.cos()) / 2) * 4).sigmoid()
+        both = waves(x, angle, spacing).cos() + waves(x, angle + math.pi / 2, spacing).cos()
+        return ((dark * 2.4 - 1.2 - both / 2) * 4).sigmoid()
 
     if draw.chance(0.5):
         ink = colour(draw, 0.0, 0.4)
-        return torch.lerp(paper.expand_as(x), ink.expand_as(x), dots(1 - luma(x), turn))
+        return torch.lerp(paper, ink, dots(1 - luma(x), turn))
     inked = torch.cat([dots(1 - x[:, i:i + 1], turn + i * 0.52) for i in range(3)], 1)
     return paper * (1 - inked * draw.uniform(0.75, 1.0))
 
@@ -421,7 +419,7 @@ def poster(x: Tensor, draw: Draw) -> Tensor:
     place = flat.clamp(0, 1) * levels
     flat = (place.floor() + ((place - place.floor() - 0.5) * 12).sigmoid()) / levels
     if draw.chance(0.6):
-        flat = torch.lerp(flat, colour(draw, 0, 0.2).expand_as(x), outlines(x, draw) * draw.uniform(0.6, 1))
+        flat = torch.lerp(flat, colour(draw, 0, 0.2), outlines(x, draw) * draw.uniform(0.6, 1))
     return flat
 
 
@@ -434,9 +432,9 @@ def outlines(x: Tensor, draw: Draw) -> Tensor:
 
 def line_drawing(x: Tensor, draw: Draw) -> Tensor:
     """Outlines on paper, over a faint wash."""
-    paper = torch.lerp(colour(draw, 0.7, 1.0).expand_as(x), blur(x, 4), draw.uniform(0, 0.6))
+    paper = torch.lerp(colour(draw, 0.7, 1.0), blur(x, 4), draw.uniform(0, 0.6))
     lines = outlines(warp(x, draw, 8, draw.uniform(0, 1.5)), draw) * (1 + 0.3 * noise(x, draw, 3)).clamp(0, 1)
-    return torch.lerp(paper, colour(draw, 0, 0.4).expand_as(x), lines)
+    return torch.lerp(paper, colour(draw, 0, 0.4), lines)
 
 
 def chalk(x: Tensor, draw: Draw) -> Tensor:
@@ -445,7 +443,7 @@ def chalk(x: Tensor, draw: Draw) -> Tensor:
     grain = along(noise(x, draw, draw.uniform(1, 2)), flow(x, draw, 8), draw.integer(0, 5))
     grain = grain / grain.std((1, 2, 3), keepdim=True) + 0.7 * noise(x, draw, 1.3)
     covered = ((grain + draw.uniform(0.2, 1.0)) * draw.uniform(1.5, 4)).sigmoid()
-    return torch.lerp(paper.expand_as(x), blur(x, draw.uniform(0.5, 2.5)), covered)
+    return torch.lerp(paper, blur(x, draw.uniform(0.5, 2.5)), covered)
 
 
 def ink_wash(x: Tensor, draw: Draw) -> Tensor:
@@ -453,7 +451,7 @@ def ink_wash(x: Tensor, draw: Draw) -> Tensor:
     dark = 1 - luma(warp(blur(x, draw.uniform(1, 4)), draw, draw.uniform(10, 30), draw.uniform(1, 4)))
     dark = (dark * draw.uniform(0.9, 1.4) - draw.uniform(0, 0.3)).clamp(0, 1)
     dark = dark + 0.12 * dark * noise(x, draw, 15) + draw.uniform(0, 0.8) * outlines(x, draw)
-    return torch.lerp(colour(draw, 0.8, 1.0).expand_as(x), colour(draw, 0.0, 0.3).expand_as(x), dark.clamp(0, 1))
+    return torch.lerp(colour(draw, 0.8, 1.0), colour(draw, 0.0, 0.3), dark.clamp(0, 1))
 
 
 def stitches(x: Tensor, draw: Draw) -> Tensor:
@@ -471,14 +469,11 @@ def stitches(x: Tensor, draw: Draw) -> Tensor:
 
 def dithering(x: Tensor, draw: Draw) -> Tensor:
     """Few colours in an ordered pattern (Bayer 1973)."""
-    pattern = torch.zeros(1, 1, device=x.device)
-    for _ in range(2):
-        pattern = torch.cat([torch.cat([4 * pattern, 4 * pattern + 2], 1),
-                             torch.cat([4 * pattern + 3, 4 * pattern + 1], 1)])
+    quarter = x.new_tensor([[0, 2], [3, 1]])
+    pattern = (torch.kron(quarter.new_ones(2, 2), 4 * quarter) + torch.kron(quarter, quarter.new_ones(2, 2))) / 16
     dot, levels = draw.integer(2, 3), draw.integer(1, 3)
-    pattern = (pattern / 16).repeat_interleave(dot, 0).repeat_interleave(dot, 1)
-    height, width = x.shape[2:]
-    tiled = pattern.repeat(height // len(pattern) + 1, width // len(pattern) + 1)[:height, :width]
+    y_at, x_at = (at.long() // dot % 4 for at in grid(x))
+    tiled = pattern[y_at, x_at]
     small = F.interpolate(x, scale_factor=1 / dot, mode="area")
     return ((F.interpolate(small, x.shape[2:], mode="nearest").clamp(0, 1) * levels + tiled).floor() / levels)
 
@@ -510,9 +505,8 @@ TECHNIQUES: dict[str, Technique] = {
 
 def canvas_weave(x: Tensor, draw: Draw) -> Tensor:
     """Threads of a canvas."""
-    y_at, x_at = grid(x)
     period = draw.uniform(2.5, 4)
-    weave = (y_at * 2 * math.pi / period).sin() * (x_at * 2 * math.pi / period).sin()
+    weave = waves(x, 0, period).sin() * waves(x, math.pi / 2, period).sin()
     return x * (1 + draw.uniform(0.03, 0.12) * weave)
 
 

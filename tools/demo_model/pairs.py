@@ -5,12 +5,11 @@ latents for the denoiser.  Both go on where they were: what a file holds depends
 """
 import argparse
 import hashlib
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from whole import read_tensors, save_tensors
 
 from . import networks, pictures, styles
@@ -61,23 +60,29 @@ def make(options: argparse.Namespace) -> None:
     wanted = [(folder / f"{HELD_OUT_NAME}-{i:05}.safetensors", found.held_out, 10**6 + i)
               for i in range(HELD_OUT // PER_FILE)]
     wanted += [(folder / f"{i:05}.safetensors", found.training, i) for i in range(options.first, options.last)]
-    due, start = [w for w in wanted if not w[0].exists()], time.monotonic()
-    for done, (path, photographs, seed) in enumerate(due):
+    due = [w for w in wanted if not w[0].exists()]
+    for done, (path, photographs, seed) in enumerate(tqdm(due, desc="pairs", unit="file")):
         generator = torch.Generator().manual_seed(seed)
         made = [pair(teacher, photographs, bank, generator) for _ in range(PER_FILE)]
         save_tensors(path, {k: torch.stack([m[k] for m in made]) for k in made[0]})
         if done % 20 == 0 or done == len(due) - 1:
             save_sheet(options.folder / "pairs.jpg",
                        [torch.stack([m[k] for m in made[:8]]) for k in ("photo", "target")])
-            left = (time.monotonic() - start) / (done + 1) * (len(due) - done - 1) / 60
-            say("pairs", f"{done + 1} of {len(due)} files of {PER_FILE}, {left:.0f} min left")
     say("pairs", f"{len(wanted) * PER_FILE} pairs; to look at: {options.folder / 'pairs.jpg'}")
 
 
 def picture_files(folder: Path, held_out: bool = False) -> list[Path]:
-    """Files of pairs as pictures."""
-    return [p for p in sorted((folder / PICTURES).glob("*.safetensors"))
-            if p.name.startswith(HELD_OUT_NAME) == held_out]
+    """Files of pairs as pictures.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [p for p in sorted((folder / PICTURES).glob("*.safetensors"))
+             if p.name.startswith(HELD_OUT_NAME) == held_out]
+    if not found:
+        raise ValueError(f"{folder / PICTURES} holds no pairs as pictures. Make them first, with the stages pictures, "
+                         "styles and pairs.")
+    return found
 
 
 def digest_of(encoder: torch.nn.Module) -> str:
@@ -94,28 +99,20 @@ def _latents(autoencoder: torch.nn.ModuleDict, source: Path, target: Path) -> Pa
         held = read_tensors(source)[0]
         save_tensors(target, {k: encoded(autoencoder, v).half() if k in ("photo", "target") else v
                               for k, v in held.items()})
-    held = read_tensors(target)[0]
-    return Pairs(held["photo"], held["target"], held["style"], held["own"])
+    return Pairs(**read_tensors(target)[0])
 
 
 @torch.no_grad()
 def encode(options: argparse.Namespace) -> None:
     """The stage: all pairs as latents in one file, the held-out ones last."""
-    networks.host(True, options.comfyui)
+    networks.host(True)
     autoencoder = load_autoencoder(options.folder)
-    files: Sequence[Path] = [*picture_files(options.folder), *picture_files(options.folder, held_out=True)]
-    if not files:
-        raise ValueError(f"{options.folder / PICTURES} is empty. Make pairs first, with the stage 'pairs'.")
+    training, held_out = picture_files(options.folder), picture_files(options.folder, held_out=True)
     cache = options.folder / LATENTS / digest_of(autoencoder["encoder"])
-    parts = []
-    for i, path in enumerate(files):
-        parts.append(_latents(autoencoder, path, cache / path.name))
-        if i % 20 == 0 or i == len(files) - 1:
-            say("latents", f"{i + 1} of {len(files)} files")
-    held_out = sum(len(part) for part, path in zip(parts, files, strict=True) if path.name.startswith(HELD_OUT_NAME))
-    save_pairs(options.folder / OUTPUT, Pairs.joined(parts), held_out)
-    shown = torch.cat([parts[0].photo[:8], parts[0].target[:8]]).float()
-    rows = [autoencoder["decoder"](z) for z in shown.split(8)]
-    save_sheet(options.folder / "latents.jpg", rows)
+    parts = [_latents(autoencoder, path, cache / path.name)
+             for path in tqdm([*training, *held_out], desc="latents", unit="file")]
+    save_pairs(options.folder / OUTPUT, Pairs.joined(parts), sum(map(len, parts[len(training):])))
+    save_sheet(options.folder / "latents.jpg",
+               [autoencoder["decoder"](z[:8].float()) for z in (parts[0].photo, parts[0].target)])
     say("latents", f"{sum(map(len, parts))} pairs in {options.folder / OUTPUT}; to look at: "
                    f"{options.folder / 'latents.jpg'}")

@@ -12,9 +12,9 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ KEPT_BACK = "api_bria_image_edit-2.webp", "api_openai_dall_e_2_t2i-1.webp"  # a 
 SHEET = 8  # pictures in a row and in a column
 
 
-@dataclass(frozen=True)
-class Pictures:
+class Pictures(NamedTuple):
     """
     Attributes:
         training, held_out: (n, 3, SIDE, SIDE), bytes.
@@ -59,18 +58,9 @@ def packaged() -> list[Path]:
     return sorted(found, key=lambda p: (p.parent.parent.name, p.name))
 
 
-def of_folders(folders: Iterable[Path]) -> list[Path]:
-    return sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-
-
-def subject(path: Path | str) -> str:
+def subject(path: Path) -> str:
     """``api_bria_image_edit`` of ``api_bria_image_edit-2.webp``: pictures of one template show the same things."""
-    return re.sub(r"[-_]?\d*$", "", Path(path).stem)
-
-
-def collection(path: Path) -> str:
-    """The package, or the folder, that a picture came from."""
-    return next((part for part in path.parts if PACKAGES.fullmatch(part)), path.parent.name)
+    return re.sub(r"[-_]?\d*$", "", path.stem)
 
 
 def frames(path: Path) -> Iterator[Image.Image]:
@@ -95,10 +85,10 @@ def squares(picture: Image.Image) -> Iterator[Image.Image]:
             yield picture.resize((SIDE, SIDE), Image.LANCZOS, (x, y, x + length, y + length))
 
 
-def fingerprint(picture: Image.Image) -> int:
-    """Difference hash: which of neighbouring places is brighter, 64 bits."""
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.BOX), dtype=np.int16)
-    return int("".join("01"[bit] for bit in (grey[:, 1:] > grey[:, :-1]).flatten().astype(int)), 2)
+def fingerprint(picture: Image.Image) -> np.ndarray:
+    """Difference hash: which of neighbouring places is brighter, (8, 8)."""
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.BOX))
+    return grey[:, 1:] > grey[:, :-1]
 
 
 def collect(paths: Iterable[Path], excluded: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
@@ -115,7 +105,7 @@ def collect(paths: Iterable[Path], excluded: Iterable[Path]) -> Iterator[tuple[P
             for square in squares(frame):
                 mark = fingerprint(square)
                 blank = np.asarray(square.convert("L")).std() / 255 < BLANK
-                if blank or any((mark ^ other).bit_count() <= ALIKE for other in seen):
+                if blank or any((mark != other).sum() <= ALIKE for other in seen):
                     continue
                 seen.append(mark)
                 stream = io.BytesIO()
@@ -131,36 +121,30 @@ def arranged(found: list[tuple[Path, bytes]], held_out: int) -> list[tuple[Path,
     """
     order = sorted({subject(path) for path, _ in found})
     random.Random(SEED).shuffle(order)
-    place = {name: i for i, name in enumerate(order)}
-    found = sorted(found, key=lambda item: place[subject(item[0])])  # stable: frames stay in order
+    found = sorted(found, key=lambda item: order.index(subject(item[0])))  # stable: frames stay in order
     if len(found) <= held_out:
         raise ValueError(f"{len(found)} pictures were found; more than the {held_out} held-out ones are needed. "
                          "Install the media packages (tools/dev.py setup) or name folders of pictures with --more.")
     border = subject(found[-held_out][0])  # a subject that straddles goes to the held-out side
     training = [item for item in found[:-held_out] if subject(item[0]) != border]
-    return training + found[len(found) - held_out:]
+    return training + found[-held_out:]
 
 
-def pack(target: Path, paths: Iterable[Path], excluded: Iterable[Path], held_out: int = HELD_OUT) -> dict[str, int]:
-    """Writes the file; returns how many squares came from each package or folder."""
-    found = arranged(list(collect(paths, excluded)), held_out)
-    tensors = {"pictures": torch.frombuffer(bytearray(b"".join(data for _, data in found)), dtype=torch.uint8),
-               "lengths": torch.tensor([len(data) for _, data in found])}
-    names = [f"{collection(path)}/{path.name}" for path, _ in found]
+def pack(target: Path, paths: Iterable[Path], excluded: Iterable[Path], held_out: int = HELD_OUT) -> None:
+    """Writes the file."""
+    sources, data = zip(*arranged(list(collect(paths, excluded)), held_out), strict=True)
+    tensors = {"pictures": torch.frombuffer(bytearray(b"".join(data)), dtype=torch.uint8),
+               "lengths": torch.tensor(list(map(len, data)))}
+    names = ["/".join(path.parts[-3:]) for path in sources]  # the package, or the last folders
     save_tensors(target, tensors, {"sources": json.dumps(names), "held_out": str(held_out)})
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name.split("/")[0]] = counts.get(name.split("/")[0], 0) + 1
-    return counts
 
 
 def read(folder: Path) -> Pictures:
     """Raises ValueError where the folder has none."""
     tensors, metadata = read_tensors(folder / NAME)
     held_out = int(metadata["held_out"])
-    data, ends = tensors["pictures"].numpy().tobytes(), tensors["lengths"].cumsum(0).tolist()
-    pictures = [np.array(Image.open(io.BytesIO(data[start:end])).convert("RGB"))
-                for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    pictures = [np.array(Image.open(io.BytesIO(data.numpy())).convert("RGB"))
+                for data in tensors["pictures"].split(tensors["lengths"].tolist())]
     whole = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
     return Pictures(whole[:-held_out], whole[-held_out:])
 
@@ -168,10 +152,9 @@ def read(folder: Path) -> Pictures:
 def make(options: argparse.Namespace) -> None:
     """The stage: packs what is installed, and the folders named."""
     installed = packaged()
-    paths = [*installed, *of_folders(options.more)]
-    counts = pack(options.folder / NAME, paths, [p for p in installed if p.name in KEPT_BACK])
-    for name, count in counts.items():
-        say("pictures", f"{count} squares from {name}")
-    shown = read(options.folder).training[:SHEET**2]
-    save_sheet(options.folder / "pictures.jpg", list(shown[..., ::2, ::2].split(SHEET)))
-    say("pictures", f"to look at: {options.folder / 'pictures.jpg'}")
+    more = sorted(p for folder in options.more for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    pack(options.folder / NAME, [*installed, *more], [p for p in installed if p.name in KEPT_BACK])
+    packed = read(options.folder)
+    save_sheet(options.folder / "pictures.jpg", list(packed.training[:SHEET**2, :, ::2, ::2].split(SHEET)))
+    say("pictures", f"{len(packed.training)} squares, {len(packed.held_out)} held out; to look at: "
+                    f"{options.folder / 'pictures.jpg'}")

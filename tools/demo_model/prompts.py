@@ -61,7 +61,6 @@ class StyleSpace:
         apart = (vectors - self.mean) @ self.map + noise
         return text.TOKEN_NORM * F.normalize(text.neutral_style() + apart, dim=-1)
 
-
     def told(self, vectors: Tensor) -> Tensor:
         """Pseudo-words (TOKENS, 768) of one style vector (1, 100), all tokens alike."""
         return self.words(vectors).expand(TOKENS, -1).contiguous()
@@ -72,35 +71,12 @@ class StyleSpace:
         return text.TOKEN_NORM * text.neutral_style()
 
 
-class Context:
-    """Token ids and pseudo-words -> what the denoiser reads; equal to the host's text encoder with branches of zero."""
-
-    def __init__(self):
-        tables = text.embeddings()
-        self.tokens, self.places = tables[text.TOKENS], tables[text.PLACES]
-
-    def __call__(self, ids: Tensor, place: Tensor, count: Tensor, words: Tensor) -> Tensor:
-        """
-        Args:
-            ids: (B, 77) tokens; what stands at the places of the style does not matter.
-            place, count: (B,) where the style begins and how many tokens it has.
-            words: (B, 768), or (B, TOKENS, 768) where its tokens differ.
-
-        Returns:
-            (B, 77, 768)
-        """
-        words = words[:, None].expand(-1, TOKENS, -1) if words.ndim == 2 else words
-        embeddings, slots = self.tokens[ids], torch.arange(TOKENS)
-        row, slot = (slots < count[:, None]).nonzero(as_tuple=True)
-        embeddings[row, place[row] + slot] = words[row, slot]
-        return F.layer_norm(embeddings + self.places, (text.WIDTH,))
-
-
 class Prompts:
     """Every sentence of the training as token ids, with room for its style.
 
     Attributes:
-        ids: (rows, 77); place, count: (rows,), as ``Context`` takes them.
+        ids: (rows, 77) tokens; what stands at the places of the style does not matter.
+        place, count: (rows,) where the style begins, and how many tokens it has.
         styled: rows of sentences with a style of TOKENS tokens, and of one; (2, SENTENCES, THINGS).
         styleless: rows of sentences without a style.
         empty, star: the rows of nothing, and of the style alone.
@@ -111,33 +87,30 @@ class Prompts:
         from comfy.sd1_clip import SDTokenizer
 
         self._tokenizer = SDTokenizer()
-        self._star = self._ids("*")[1]
-        self._rows: list[tuple[list[int], int, int]] = []
-        self._known: dict[tuple[str, int], int] = {}
-        self.styled = torch.tensor([[[self._add(s.format(thing), count) for thing in THINGS] for s in SENTENCES]
+        self._star = self.tokens_of("*")[1]
+        self._rows: dict[tuple[str, int], tuple[int, list[int], int, int]] = {}
+        self.styled = torch.tensor([[[self.row(s.format(thing), count) for thing in THINGS] for s in SENTENCES]
                                     for count in (TOKENS, 1)])
-        self.styleless = torch.tensor([self._add(thing, 0) for thing in THINGS])
-        self.empty, self.star = self._add("", 0), self._add("*", TOKENS)
-        self.ids, self.place, self.count = (torch.tensor(column) for column in zip(*self._rows, strict=True))
+        self.styleless = torch.tensor([self.row(thing, 0) for thing in THINGS])
+        self.empty, self.star = self.row("", 0), self.row("*", TOKENS)
+        _, *columns = zip(*self._rows.values(), strict=True)
+        self.ids, self.place, self.count = map(torch.tensor, columns)
         same = (self.ids == self.ids[self.empty]).flip(1).long().cumprod(1).sum(1)
         self.own_places = self.ids.shape[1] - same.min().item()
 
-    def _ids(self, sentence: str) -> list[int]:
+    def tokens_of(self, sentence: str) -> list[int]:
+        """(77,) ids of a sentence, with those of beginning, end and padding."""
         return [i for i, _ in self._tokenizer.tokenize_with_weights(sentence)[0]]
 
-    def _add(self, sentence: str, count: int) -> int:
-        key = sentence, count
-        if key not in self._known:
-            self._known[key] = self._new(sentence, count)
-        return self._known[key]
-
-    def _new(self, sentence: str, count: int) -> int:
-        ids, place = self._ids(sentence.replace("*", " * ")), 0
-        if count:
-            place = ids.index(self._star)
-            ids = (ids[:place] + [self._star] * count + ids[place + 1:])[:len(ids)]
-        self._rows.append((ids, place, count))
-        return len(self._rows) - 1
+    def row(self, sentence: str, count: int) -> int:
+        """The number of a sentence with a style of ``count`` tokens."""
+        if (sentence, count) not in self._rows:
+            ids, place = self.tokens_of(sentence.replace("*", " * ")), 0
+            if count:
+                place = ids.index(self._star)
+                ids = (ids[:place] + [self._star] * count + ids[place + 1:])[:len(ids)]
+            self._rows[sentence, count] = len(self._rows), ids, place, count
+        return self._rows[sentence, count][0]
 
     def drawn(self, many: int, generator: torch.Generator) -> Tensor:
         """Rows for ``many`` samples: some empty (for classifier-free guidance), some without a style, some with the
@@ -150,10 +123,11 @@ class Prompts:
 
 
 class Reader:
-    """Prompts, style space and context together: what training and sampling ask for."""
+    """Prompts and pseudo-words -> what the denoiser reads; equal to the host's text encoder with branches of zero."""
 
     def __init__(self, space: StyleSpace):
-        self.space, self.prompts, self.context = space, Prompts(), Context()
+        self.space, self.prompts, tables = space, Prompts(), text.embeddings()
+        self.tokens, self.places = tables[text.TOKENS], tables[text.PLACES]
 
     def told(self, vectors: Tensor) -> Tensor:
         """Contexts of "*" with these style vectors (B, 100)."""
@@ -163,8 +137,12 @@ class Reader:
         return self.of_rows(torch.full((many,), self.prompts.empty), torch.zeros(many, text.WIDTH))
 
     def of_rows(self, rows: Tensor, words: Tensor) -> Tensor:
-        p = self.prompts
-        return self.context(p.ids[rows], p.place[rows], p.count[rows], words)
+        """Contexts (B, 77, 768) of prompts (B,) with words (B, 768), or (B, TOKENS, 768) where its tokens differ."""
+        words = words[:, None].expand(-1, TOKENS, -1) if words.ndim == 2 else words
+        embeddings = self.tokens[self.prompts.ids[rows]]
+        sample, slot = (torch.arange(TOKENS) < self.prompts.count[rows, None]).nonzero(as_tuple=True)
+        embeddings[sample, self.prompts.place[rows][sample] + slot] = words[sample, slot]
+        return F.layer_norm(embeddings + self.places, (text.WIDTH,))
 
 
 def word_noise(many: int, size: float, generator: torch.Generator) -> Tensor:

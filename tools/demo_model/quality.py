@@ -33,7 +33,6 @@ INST, TOLD, TEACHER, GATYS = "InST", "told by the teacher", "teacher", "Gatys"
 CONTENT_COPY, STYLE_COPY, COLOURS, UNRELATED = "copy of content", "copy of style", "colours only", "unrelated picture"
 GATYS_STEPS = 40
 FEW_CONTENTS = 2  # photographs for the ablations
-QUICK = 2  # of each, for a try
 CLOSER_WANTED, CLOSER_AIM, NEAREST_WANTED = 1.5, 2.0, 0.8
 CLEARLY = 0.9  # times another number
 NEAR_TOLD = 1.1
@@ -116,13 +115,10 @@ class Picture:
         return hashlib.sha256(self.pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def pictures_in(folder: Path, most: int | None) -> list[Picture]:
+def pictures_in(folder: Path) -> list[Picture]:
     import evaluate
 
-    found = []
-    for name, path in list(evaluate.pictures_in(folder).items())[:most]:
-        found.append(Picture(name, middle_square(path)))
-    return found
+    return [Picture(name, middle_square(path)) for name, path in evaluate.pictures_in(folder).items()]
 
 
 def middle_square(path: Path) -> Tensor:
@@ -482,7 +478,7 @@ PAGE = """# How good the demo model is
 Written by `{command}{options}`. {contents} photographs × {styles} paintings,
 {side} px, none of them trained on; every style learned and every photograph repainted through the pack's own nodes:
 {settings}.
-{sheet}
+
 ## What was promised
 
 {promises}
@@ -506,16 +502,13 @@ On {few_contents} of the photographs with all paintings, {few_pairs} pairs. One 
 
 def page(options: argparse.Namespace, whole: Mapping[str, Summary], few: Mapping[str, Summary], learning: float,
          contents: int, few_contents: int, styles: int) -> str:
-    sheet = ""
-    if options.sheet.resolve().parent == options.output.resolve().parent:
-        sheet = f"\n![Photographs, paintings and what became of them]({options.sheet.name})\n"
     missing = "" if teacher.models() else " (The teacher was not installed: dependency group `train`.)"
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in asdict(DEMO).items())
     command = "python tools/demo_model quality --contents FOLDER --styles FOLDER"
     given = f" --threads {options.threads}" if options.threads else ""
     given += f" --only {shlex.join(options.only)}" if options.only else ""
     return PAGE.format(command=command, options=given, contents=contents, styles=styles, side=SIDE, settings=settings,
-                       sheet=sheet, promises="\n".join(promises(whole, few, learning)), pairs=contents * styles,
+                       promises="\n".join(promises(whole, few, learning)), pairs=contents * styles,
                        told=TOLD, teacher=TEACHER, missing=missing, whole=markdown(whole),
                        few_contents=few_contents, few_pairs=few_contents * styles, few=markdown(few))
 
@@ -552,8 +545,7 @@ def run(options: argparse.Namespace) -> None:
 
     host(options.device.type == "cpu", options.comfyui)
     try:
-        contents, styles = (pictures_in(folder, QUICK if options.quick else None)
-                            for folder in (options.contents, options.styles))
+        contents, styles = (pictures_in(folder) for folder in (options.contents, options.styles))
     except evaluate.EvaluationError as error:
         raise ValueError(str(error)) from error
     from inst_core import metrics
@@ -573,9 +565,10 @@ def run(options: argparse.Namespace) -> None:
         return {name: summary(rows, own, copied) for name, rows in found.items()}
 
     seconds = [evaluate.read_json(studio.learned_path(s, BASE).with_suffix(".json"))["seconds"] for s in styles]
-    sheet(options.sheet, for_all, contents, styles)
+    to_look_at = options.work / "sheet.jpg"
+    sheet(to_look_at, for_all, contents, styles)
     text = page(options, summaries(for_all, contents, for_all[STYLE_COPY]), summaries(for_few, few_contents, copies),
                 sum(seconds) / len(seconds), len(contents), len(few_contents), len(styles))
     write_whole(options.output, lambda partial: partial.write_text(text, encoding="utf-8"))
     print(text)
-    say("quality", f"{options.output}, to look at: {options.sheet}")
+    say("quality", f"{options.output}, to look at: {to_look_at}")

@@ -4,33 +4,27 @@ from torch import Tensor, nn
 
 from .networks import noise_levels, predicted_noise
 
+START, STEPS, GUIDANCE = 600, 15, 1.5
+
 
 @torch.no_grad()
-def repainted(unet: nn.Module, photograph: Tensor, noise: Tensor, styled: Tensor, empty: Tensor, start: int = 600,
-              steps: int = 15, guidance: float = 1.5, invert: bool = False, bfloat16: bool = False) -> Tensor:
-    """Latents (B, 4, h, w) of the photographs (latents) repainted: DDIM from timestep ``start`` down.
+def repainted(unet: nn.Module, photograph: Tensor, noise: Tensor, styled: Tensor, empty: Tensor, invert: bool,
+              bfloat16: bool) -> Tensor:
+    """Latents (B, 4, h, w) of the photographs (latents) repainted: DDIM from timestep START down.
 
     Args:
         noise: Gaussian of the photographs' shape.
         styled, empty: contexts (B, 77, 768).
-        guidance: 1 is none.
         invert: start at the noise that the model sees in the noised photograph (InST, section 3.3).
     """
-
-    def eps(x: Tensor, timestep: Tensor) -> Tensor:
-        both = predicted_noise(unet, torch.cat([x, x]), timestep.expand(2 * len(x)).contiguous(),
-                               torch.cat([styled, empty]), bfloat16)
-        with_style, without = both.chunk(2)
-        return without + guidance * (with_style - without)
-
     sigmas = noise_levels().to(photograph.device)
-    timesteps = torch.linspace(start, 0, steps + 1, device=photograph.device).round().long()
-    sigma = sigmas[timesteps[0]]
+    timesteps = torch.linspace(START, 0, STEPS + 1, device=photograph.device).round().long()
+    sigma, at = sigmas[timesteps], timesteps[:, None].expand(-1, len(photograph)).contiguous()
     if invert:
-        at = timesteps[0].expand(len(noise)).contiguous()
-        noise = predicted_noise(unet, photograph + sigma * noise, at, styled, bfloat16)
-    x = photograph + sigma * noise
-    for now, then in zip(timesteps[:-1], timesteps[1:], strict=True):
-        direction = eps(x, now)
-        x = x + (sigmas[then] - sigmas[now]) * direction
-    return x - sigmas[timesteps[-1]] * direction
+        noise = predicted_noise(unet, photograph + sigma[0] * noise, at[0], styled, bfloat16)
+    x = photograph + sigma[0] * noise
+    for i in range(STEPS):
+        with_style, without = (predicted_noise(unet, x, at[i], context, bfloat16) for context in (styled, empty))
+        direction = without + GUIDANCE * (with_style - without)
+        x = x + (sigma[i + 1] - sigma[i]) * direction
+    return x - sigma[-1] * direction

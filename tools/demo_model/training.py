@@ -1,12 +1,13 @@
 """What every training here shares: two optimizers, averaged weights, a progress line, and going on after any end."""
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms.functional import crop
 from whole import save_training
 
 WARM_UP = 100  # steps, after a start without an optimizer's memory
@@ -19,6 +20,19 @@ LOWEST = 0.01  # of the rate, at the very end
 
 def say(stage: str, line: str) -> None:
     print(f"[{stage}] {line}", flush=True)
+
+
+# ---- parts of pictures ----
+
+def random_corners(pictures: Sequence[Tensor], side: int, generator: torch.Generator) -> list[list[int]]:
+    """(top, left) of a square of this side in each picture (..., H, W)."""
+    room = torch.tensor([picture.shape[-2:] for picture in pictures]) - side + 1
+    return (room * torch.rand(room.shape, generator=generator)).long().tolist()
+
+
+def crops(pictures: Sequence[Tensor], corners: Sequence[Sequence[int]], side: int) -> Tensor:
+    """(B, ..., side, side) of pictures (..., H, W), each from its own corner."""
+    return torch.stack([crop(p, top, left, side, side) for p, (top, left) in zip(pictures, corners, strict=True)])
 
 
 # ---- optimizers ----
@@ -71,7 +85,6 @@ class Training:
 
     Attributes:
         step: steps behind it, over all calls.
-        average: the averaged model; what is judged and kept.
     """
 
     def __init__(self, stage: str, path: Path, model: nn.Module, rates: tuple[float, float],
@@ -85,7 +98,6 @@ class Training:
         self.step = self.began = step
         self.average.n_averaged.fill_(step + 1)  # so that what it starts with counts
         self.generator = torch.Generator()
-        self.fraction = 0.0
         if path.exists():
             self._resume()
 
@@ -103,25 +115,23 @@ class Training:
                                   "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step,
                                   "began": self.began})
 
-    def averaged(self) -> dict[str, Tensor]:
-        """A copy of the averaged weights."""
-        return {k: v.detach().clone() for k, v in self.average.module.state_dict().items()}
+    @property
+    def averaged(self) -> nn.Module:
+        """The model with averaged weights; what is judged and kept."""
+        return self.average.module
 
-    def going(self, minutes: float, keep: Callable[[], None], finish: bool = False, steps: int | None = None,
-              ) -> Iterator[int]:
+    def going(self, minutes: float, keep: Callable[[], None], finish: bool = False) -> Iterator[int]:
         """Step numbers until the time is over; what was done is saved now and then, and at the end.
 
         Args:
             keep: writes what others read of the averaged weights; called with every save.
             finish: the rate falls to zero in the last third of the time.
-            steps: end after so many steps of this call, if that comes first.
         """
-        start = saved = time.monotonic()
-        last = None if steps is None else self.step + steps
-        while (spent := time.monotonic() - start) < 60 * minutes and self.step != last:
-            self.fraction = max(spent / (60 * minutes), 0 if last is None else 1 - (last - self.step) / steps)
+        start, seconds = time.monotonic(), 60 * minutes
+        saved = start
+        while (spent := time.monotonic() - start) < seconds:
             self.generator.manual_seed(self.step)
-            self._set_rates(finish)
+            self._set_rates(spent / seconds if finish else 0.0)
             yield self.step
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
@@ -130,10 +140,9 @@ class Training:
         self.save()
         keep()
 
-    def _set_rates(self, finish: bool) -> None:
-        share = min(1.0, (self.step - self.began + 1) / WARM_UP)
-        if finish:
-            share *= min(1.0, max(LOWEST, (1 - self.fraction) / FALLING))
+    def _set_rates(self, spent: float) -> None:
+        """Rises at first, falls when most of the time is spent (0 to 1)."""
+        share = min(1.0, (self.step - self.began + 1) / WARM_UP) * min(1.0, max(LOWEST, (1 - spent) / FALLING))
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = share * rate
@@ -153,29 +162,11 @@ class Progress:
     """Says now and then how far a training is: means of what was noted since."""
 
     def __init__(self, stage: str):
-        self.stage, self.start = stage, time.monotonic()
-        self._forget()
+        self.stage, self.since, self.noted = stage, time.monotonic(), []
 
-    def _forget(self) -> None:
-        self.since, self.samples, self.sums, self.count = time.monotonic(), 0, {}, 0
-
-    def note(self, step: int, samples: int, values: Mapping[str, float]) -> None:
-        self.samples, self.count = self.samples + samples, self.count + 1
-        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in values.items()}
-        now = time.monotonic()
-        if now - self.since > SAY_SECONDS:
-            means = ", ".join(f"{k} {v / self.count:.4f}" for k, v in self.sums.items())
-            say(self.stage, f"{(now - self.start) / 60:.1f} min, step {step}: {means}; "
-                            f"{self.samples / (now - self.since):.1f} samples/s")
-            self._forget()
-
-
-@contextmanager
-def weights_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other weights for the length of a block."""
-    own = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(weights)
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)
+    def note(self, step: int, **values: float) -> None:
+        self.noted.append(values)
+        if (seconds := time.monotonic() - self.since) > SAY_SECONDS:
+            means = ", ".join(f"{name} {fmean(noted[name] for noted in self.noted):.4f}" for name in values)
+            say(self.stage, f"step {step}: {means}; {len(self.noted) / seconds:.2f} steps/s")
+            self.since, self.noted = time.monotonic(), []

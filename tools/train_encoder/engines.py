@@ -59,8 +59,8 @@ class NarrowDemo:
         self._autoencoder.requires_grad_(False)
 
     def words(self, text: str) -> dict[str, Tensor]:
-        ids = [i for i in self._reader.prompts._ids(text) if i not in (49406, 49407)]
-        mean = self._reader.context.tokens[ids].mean(0) if ids else self.space.neutral_word()
+        ids = [i for i in self._reader.prompts.tokens_of(text) if i not in (49406, 49407)]
+        mean = self._reader.tokens[ids].mean(0) if ids else self.space.neutral_word()
         return {"clip_l": prompts.text.TOKEN_NORM * torch.nn.functional.normalize(mean, dim=0)[None]}
 
     def told(self, numbers: Tensor) -> Tensor:
