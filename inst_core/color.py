@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .pictures import check_finite
 from .regions import paired_regions, resized_to
 
 EPS = 1e-5
@@ -196,7 +197,7 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
         features: of latents (B, C, ...): (B, C', h, w), for "semantic".
 
     Raises:
-        ValueError: an unknown method, channels, batch lengths or masks that do not fit.
+        ValueError: an unknown method, channels, batch lengths or masks that do not fit, or values that are not finite.
     """
     if content.shape[1] != style.shape[1]:
         raise ValueError(f"content latent has {content.shape[1]} channels, style latent has {style.shape[1]}. "
@@ -206,6 +207,8 @@ def match_color(content: Tensor, style: Tensor, method: str = "adain", amount: f
                          "Give one style latent, or one for each content.")
     if method not in TRANSPORTS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(TRANSPORTS)}.")
+    for name, latent in (("content latent", content), ("style latent", style)):
+        check_finite(name, latent)
     if amount == 0:
         return content
     masks = masked_regions(content, style, content_mask, style_mask)

@@ -46,6 +46,13 @@ def check_pictures(pictures: Tensor, name: str, minimum: int, method: str) -> No
         raise ValueError(f"{name} contains NaN or infinite values. Check the node that made it.")
 
 
+def check_finite(name: str, latent: Tensor) -> None:
+    """Raises ValueError for a latent with NaN or infinite values."""
+    if not torch.isfinite(latent).all():
+        raise ValueError(f"{name} holds NaN or infinite values; expected finite numbers. Check the node that made it; "
+                         "if that is VAE Encode, start ComfyUI with --fp32-vae.")
+
+
 def check_batches(content: Tensor, style: Tensor) -> None:
     """Raises ValueError unless there is one style picture, or one for each content picture."""
     if style.shape[0] not in (1, content.shape[0]):

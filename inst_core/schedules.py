@@ -56,6 +56,16 @@ def from_level(schedule: Callable[[int], Tensor], sigma_start: float, steps: int
     return torch.cat([torch.tensor([sigma_start]), levels[-steps:]])
 
 
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raises ValueError unless SIGMAS are noise levels: one row of finite numbers, 0 or more."""
+    if sigmas.ndim != 1:
+        raise ValueError(f"sigmas has shape {tuple(sigmas.shape)}; expected one row of noise levels. Connect a "
+                         "scheduler, such as InST Cosine Scheduler.")
+    if wrong := [f"{s:g}" for s in sigmas.tolist() if not 0 <= s < math.inf]:
+        raise ValueError(f"sigmas holds {', '.join(wrong[:3])}; expected finite noise levels, 0 or more. Check the "
+                         "node that made them.")
+
+
 def _levels_below(levels: Tensor, sigma_start: float) -> Tensor:
     """The levels under the start, each once, descending."""
     levels = levels.float().cpu()

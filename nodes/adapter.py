@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ..inst_core import host
-from .sockets import CATEGORY, InstStyle
+from .sockets import CATEGORY, InstStyle, held_to_widgets
 
 
 class InSTApplyStyleAdapter(io.ComfyNode):
@@ -28,5 +28,6 @@ class InSTApplyStyleAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, style, strength) -> io.NodeOutput:
         return io.NodeOutput(host.adapter.adapted(model, style, strength))

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..inst_core import host
 from ..inst_core.color import METHODS, SEMANTIC, match_color
-from .sockets import CATEGORY
+from .sockets import CATEGORY, held_to_widgets
 
 
 class InSTMatchColor(io.ComfyNode):
@@ -42,6 +42,7 @@ class InSTMatchColor(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, latent, style_latent, method, amount, model=None, content_mask=None,
                 style_mask=None) -> io.NodeOutput:
         if method == SEMANTIC and amount:

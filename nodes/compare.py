@@ -7,7 +7,7 @@ from torch import Tensor
 from ..inst_core import host, metrics
 from ..inst_core.grid import arranged, grid
 from ..inst_core.metrics.artfid import load_inception
-from .sockets import COMPARE_CATEGORY, to_image, to_pictures
+from .sockets import COMPARE_CATEGORY, held_to_widgets, to_image, to_pictures
 from .transfer import WORKING_MEMORY
 from .weights import NO_FILES, NONE, file_problem, fingerprint, read_weights, weight_files
 
@@ -76,6 +76,7 @@ class InSTComparisonGrid(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, images: io.Autogrow.Type, each_input_is, column_labels, row_labels, height, gap,
                 fit) -> io.NodeOutput:
         batches = [to_pictures(image, name) for name, image in images.items() if image is not None]
@@ -134,6 +135,7 @@ class InSTMetrics(io.ComfyNode):
         return fingerprint(_lpips_name() or NONE, vgg19, csd, art_inception)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, content, style, result, unrelated=None, clip_vision=None, size=metrics.SIDE, vgg19=NONE,
                 csd=NONE, art_inception=NONE) -> io.NodeOutput:
         alexnet = lpips_weights()

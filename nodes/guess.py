@@ -8,7 +8,7 @@ from ..inst_core import guessing, host, preprocess
 from ..inst_core.metrics.alexnet import AlexNet
 from ..inst_core.textual_inversion import in_words
 from .compare import lpips_weights
-from .sockets import CATEGORY, InstStyle, problem_of
+from .sockets import CATEGORY, InstStyle, held_to_widgets, problem_of
 
 GO_ON = "Learn InST Style goes on from it in about 20 steps."
 NO_ENCODERS = "(put an encoder into models/inst_encoders)"
@@ -77,6 +77,7 @@ class InSTGuessStyle(io.ComfyNode):
         return host.files.fingerprint(host.files.GUESSER_FOLDER, encoder_name)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, image, encoder_name, context="", clip=None, clip_vision=None) -> io.NodeOutput:
         pictures, context = preprocess.as_rgb(image), context.strip()
         guesser = guessing.load(Path(host.files.guesser_path(encoder_name)))

@@ -4,7 +4,7 @@ import logging
 from comfy_api.latest import io
 
 from ..inst_core import host
-from .sockets import CATEGORY, seed_input, strength_input, timing_input
+from .sockets import CATEGORY, held_to_widgets, seed_input, strength_input, timing_input
 
 NO_PHOTOGRAPH = ("latent is empty, as from Empty Latent Image: there is no photograph whose layout could be kept, and "
                  "below strength 1 the picture will be weak or grey. Connect VAE Encode with a photograph.")
@@ -51,6 +51,7 @@ class InSTStochasticInvert(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, positive, latent, strength, seed, timing, sigmas=None, steps=50) -> io.NodeOutput:
         _warn_if_empty(cls, latent, strength)
         inverted = host.sampling.invert(model, positive, latent, strength, seed, timing, sigmas, steps)
@@ -103,6 +104,7 @@ class InSTSample(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, positive, negative, latent, steps, cfg, sampler, scheduler, strength, seed, timing,
                 noise=None, sigmas=None, keep_structure=0.0, keep_structure_by=host.structure.COARSE) -> io.NodeOutput:
         host.structure.check_structure(model, keep_structure, keep_structure_by)
@@ -143,5 +145,6 @@ class InSTCosineScheduler(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, steps, denoise) -> io.NodeOutput:
         return io.NodeOutput(host.sampling.cosine_sigmas(model, steps, denoise))

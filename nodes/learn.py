@@ -9,7 +9,7 @@ from ..inst_core.learning import STOPPED, Learned
 from ..inst_core.recipes import AUTO, GOOD, QUALITIES, RECIPES, START_WORDS, choose_recipe
 from ..inst_core.stages import MOST
 from ..inst_core.style import ALL_LAYERS, LAYERS, Style, style_metadata
-from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, problem_of, seed_input
+from .sockets import CATEGORY, ZERO_IS_AUTO, InstStyle, LossMap, held_to_widgets, problem_of, seed_input
 
 
 def suited(name: str) -> str:
@@ -137,6 +137,7 @@ class InSTLearnStyle(io.ComfyNode):
         return problem_of(check_vision, encoder, quality, clip_vision is None)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, clip, vae, image, encoder, tokens, steps, learning_rate, batch_size, seed,
                 clip_vision=None, prompt="*", name=saving.AUTO, resolution=0, start=START_WORDS, max_seconds=0.0,
                 continue_from=None, layers=ALL_LAYERS, strongest=1.0, learn_again=False,

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ..inst_core import host, preprocess
-from .sockets import CATEGORY, ZERO_IS_AUTO
+from .sockets import CATEGORY, ZERO_IS_AUTO, held_to_widgets
 
 
 class InSTFitToModel(io.ComfyNode):
@@ -26,6 +26,7 @@ class InSTFitToModel(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, image, model, scale) -> io.NodeOutput:
         pictures = preprocess.as_rgb(image)
         fitted = host.size.fit(model, pictures, scale)
@@ -58,5 +59,6 @@ class InSTTileModel(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, tile_size, overlap) -> io.NodeOutput:
         return io.NodeOutput(host.size.tile_model(model, tile_size, overlap))

@@ -1,5 +1,8 @@
 """Sockets and widgets that several nodes share."""
+import inspect
 from collections.abc import Callable
+from functools import wraps
+from numbers import Integral, Real
 
 from comfy_api.latest import io
 from einops import rearrange
@@ -29,6 +32,42 @@ def problem_of(check: Callable, *arguments: object) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def held_to_widgets(execute: Callable) -> Callable:
+    """An ``execute`` whose numbers and choices lie within their widgets before work begins.
+
+    The host holds to them what is typed, not what another node hands over. As there, what ``validate_inputs`` names is
+    left to the node: names of files, for instance.
+    """
+    signature = inspect.signature(execute)
+
+    @wraps(execute)
+    def checked(node: type[io.ComfyNode], *given, **named) -> io.NodeOutput:
+        bound = signature.bind(node, *given, **named)
+        left = inspect.signature(node.validate_inputs).parameters
+        for widget in node.define_schema().inputs:
+            if widget.id in bound.arguments and widget.id not in left:
+                check_widget(widget, bound.arguments[widget.id])
+        return execute(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def check_widget(widget: io.Input, value: object) -> None:
+    """Raises ValueError for a value that a widget for numbers or choices would not take; NaN is none."""
+    match widget:
+        case io.Combo.Input():
+            fits, wanted = value in widget.options, f"one of {', '.join(map(str, widget.options))}"
+        case io.Int.Input() | io.Float.Input():
+            kind, called = (Integral, "a whole number") if isinstance(widget, io.Int.Input) else (Real, "a number")
+            fits = isinstance(value, kind) and widget.min <= value <= widget.max
+            wanted = f"{called} from {widget.min:g} to {widget.max:g}"
+        case _:
+            return
+    if not fits:
+        raise ValueError(f"{widget.display_name or widget.id} is {value!r}; expected {wanted}. Correct the node that "
+                         "is connected to it, or disconnect it and use the widget.")
 
 
 def strength_input(default: float = 0.7) -> io.Float.Input:

@@ -9,7 +9,7 @@ from ..inst_core.learning import final_vectors
 from ..inst_core.recipes import START_WORDS
 from ..inst_core.strength import SHAPES, Course
 from ..inst_core.style import Style, check_fits, load_style, thumbnail
-from .sockets import CATEGORY, InstStyle, problem_of, seed_input
+from .sockets import CATEGORY, InstStyle, held_to_widgets, problem_of, seed_input
 
 NO_STYLES = "(learn a style first)"
 NO_EMBEDDINGS = "(put embeddings.pt into models/embeddings)"
@@ -56,6 +56,7 @@ class InSTStyleConditioning(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, clip, style, text, strength, start_percent=0.0, end_percent=1.0, shape=SHAPES[0], content="",
                 part=PARTS[0]) -> io.NodeOutput:
         check_fits(style, host.text.text_widths(clip), host.families.label_of_encoders)
@@ -94,6 +95,7 @@ class InSTLoadStyle(io.ComfyNode):
         return problem_of(host.files.style_path, style_name)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, style_name) -> io.NodeOutput:
         style = load_style(host.files.style_path(style_name))
         context = style.metadata.get(CONTEXT)
@@ -164,6 +166,7 @@ class InSTImportEmbeddings(io.ComfyNode):
         return host.files.fingerprint("embeddings", embeddings_name)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, embeddings_name, clip_vision, image, encoder, seed=0) -> io.NodeOutput:
         weights = official.load_embeddings(host.files.embeddings_path(embeddings_name))
         pictures = preprocess.as_rgb(image)

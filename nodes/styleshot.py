@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..inst_core import host, preprocess
 from ..inst_core.methods.styleshot import shuffled_order
-from .sockets import COMPARE_CATEGORY, MAX_SEED, to_image, to_pictures
+from .sockets import COMPARE_CATEGORY, MAX_SEED, held_to_widgets, to_image, to_pictures
 from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 StyleShot = io.Custom("STYLESHOT")
@@ -56,6 +56,7 @@ class InSTLoadStyleShot(io.ComfyNode):
         return fingerprint(encoder, adapter, contour_detector, controlnet)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, encoder, adapter, contour_detector=NONE, controlnet=NONE) -> io.NodeOutput:
         names = chosen(encoder, adapter, contour_detector, controlnet)
         return io.NodeOutput(host.styleshot.StyleShot({name: read_weights(name, mapped=True) for name in names}))
@@ -110,6 +111,7 @@ class InSTApplyStyleShot(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, model, positive, negative, styleshot, style, weight, control_image=None, control_type=CONTROL_MAP,
                 control_strength=1.0, start_percent=0.0, end_percent=1.0, patch_order=AS_THEY_COME,
                 patch_seed=0) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..inst_core import host
 from ..inst_core.methods import METHODS, files_of, gatys, load_style_model, official_names, vgg
 from ..inst_core.pictures import luminance, with_luminance
-from .sockets import COMPARE_CATEGORY, problem_of, seed_input, to_image, to_pictures
+from .sockets import COMPARE_CATEGORY, held_to_widgets, problem_of, seed_input, to_image, to_pictures
 from .weights import NONE, chosen, file_problem, fingerprint, read_weights, weight_files
 
 WORKING_MEMORY = 4 * 2**30  # bytes; less makes the methods compute in smaller pieces
@@ -71,6 +71,7 @@ class InSTLoadStyleTransferModel(io.ComfyNode):
         return fingerprint(*([None] if method is None else cls.names(method, file_1, file_2, file_3, file_4)))
 
     @classmethod
+    @held_to_widgets
     def execute(cls, file_1, file_2=NONE, file_3=NONE, file_4=NONE, method=CHOSEN_FILES) -> io.NodeOutput:
         files = {name: read_weights(name) for name in cls.names(method, file_1, file_2, file_3, file_4)}
         return io.NodeOutput(load_style_model(files if method == CHOSEN_FILES else files_of(method, files)))
@@ -105,6 +106,7 @@ class InSTTransferStyle(io.ComfyNode):
         )
 
     @classmethod
+    @held_to_widgets
     def execute(cls, style_transfer_model, content, style, strength, preserve_color) -> io.NodeOutput:
         pictures, reference = to_pictures(content, "content"), to_pictures(style, "style")
         try:
@@ -178,6 +180,7 @@ class InSTGatysStyleTransfer(io.ComfyNode):
         return fingerprint(vgg_name)
 
     @classmethod
+    @held_to_widgets
     def execute(cls, vgg_name, content, style, steps, style_weight, size, preserve_color, seed,
                 high_resolution=0, content_weight=1.0, start="content", pooling="max", content_layer="relu4_2",
                 style_layers=STYLE_LAYERS) -> io.NodeOutput:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..pictures import check_finite
 from ..textual_inversion import in_words
 from .families import (
     FAMILIES,
@@ -83,6 +84,9 @@ def check_parts(model, node: str, clip=None, vae=None, latent: Tensor | None = N
                     raise ValueError(f"{node}: {socket} comes from the CLIP of another model: its width is "
                                      f"{found.shape[-1]}, and the connected model ({name}) takes {width}. Connect the "
                                      "CLIP of the same checkpoint to the prompt.")
+            if not torch.isfinite(context).all():
+                raise ValueError(f"{node}: {socket} holds NaN or infinite values; expected finite numbers. Check the "
+                                 "prompt's nodes, or start ComfyUI with --fp32-text-enc.")
 
 
 def _check_clip(name: str, node: str, widths: Mapping[str, int]) -> None:
@@ -106,6 +110,7 @@ def _check_latent(model, node: str, latent: Tensor) -> None:
         raise ValueError(f"{node}: the latent comes from another model: it is {shape}, and the connected model "
                          f"({family_of(model)}) takes (batch, {inner}, height, width). Encode the picture with the VAE "
                          "of the same checkpoint.")
+    check_finite(f"{node}: latent", latent)
 
 
 def _dimensions(model) -> int:

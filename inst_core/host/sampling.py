@@ -130,8 +130,13 @@ def shows_nothing(latent: dict) -> bool:
 
 
 def changes_nothing(sigmas: Tensor) -> bool:
-    """Whether a sampler has nothing to do at these levels: none at all, or the clean latent's 0 only."""
-    return len(sigmas) == 0 or float(sigmas[0]) <= 0
+    """Whether a sampler has nothing to do at these levels: none at all, or the clean latent's 0 only.
+
+    Raises:
+        ValueError: they are no noise levels.
+    """
+    schedules.check_sigmas(sigmas)
+    return len(sigmas) == 0 or float(sigmas[0]) == 0
 
 
 def invert(model, positive, latent: dict, strength: float, seed: int, timing: Timing = "matched",

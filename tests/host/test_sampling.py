@@ -60,6 +60,26 @@ def test_noise_socket_and_built_in_inversion_agree(small, prompts):
               sample(small[0], prompts, timing=timing, **more), 0)
 
 
+@pytest.mark.parametrize("sigmas, said", [
+    ([9.0, float("nan"), 0.0], "sigmas holds nan"), ([float("inf"), 0.0], "sigmas holds inf"),
+    ([-1.0, 0.0], "sigmas holds -1"), ([[9.0, 0.0]], "sigmas has shape"), (9.0, "sigmas has shape"),
+])
+def test_sigmas_that_are_no_noise_levels(small, prompts, sigmas, said):
+    for run in (sample, invert):
+        with pytest.raises(ValueError, match=said):
+            run(small[0], prompts, sigmas=torch.tensor(sigmas))
+
+
+def test_latents_and_prompts_that_are_not_finite(small, prompts):
+    broken = {"samples": torch.full((1, 4, 8, 8), torch.nan)}
+    overflow = [[[prompts[0][0][0] * torch.inf, prompts[0][0][1]]], prompts[1]]
+    for run in (sample, invert):
+        with pytest.raises(ValueError, match="latent holds NaN .*--fp32-vae"):
+            run(small[0], prompts, broken)
+        with pytest.raises(ValueError, match="positive holds NaN"):
+            run(small[0], overflow)
+
+
 def test_strength_one_starts_exactly_at_the_inverted_noise(small, prompts):
     """The host scales noise differently at its highest level; the NOISE makes up for that."""
     model = small[0]
@@ -100,7 +120,7 @@ def test_cosine_scheduler_levels(small):
 @pytest.mark.parametrize("strength", [-0.1, 1.2, float("nan")])
 def test_strength_outside_its_range_is_refused(small, prompts, strength):
     for run in (sample, invert):
-        with pytest.raises(ValueError, match=f"strength is {strength}; it must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=f"strength is {strength}; expected a number from 0 to 1"):
             run(small[0], prompts, strength=strength)
 
 
@@ -204,5 +224,5 @@ def test_other_bad_input_is_named(small, prompts):
             sample(model, prompts, **{name: "nope"})
     with pytest.raises(ValueError, match="latent holds no picture. Connect VAE Encode"):
         invert(model, prompts, {"samples": torch.zeros(0, 4, 8, 8)})
-    with pytest.raises(ValueError, match="steps is 1001: released timing divides 1000"):
+    with pytest.raises(ValueError, match="steps is 1001; expected a whole number from 1 to 1000"):
         invert(model, prompts, timing="released", steps=1001)

@@ -46,6 +46,25 @@ def test_what_another_node_says_is_for_the_run_to_judge(node, folders):
     assert node.validate_inputs(**widgets) is True
 
 
+@pytest.mark.parametrize("node", nodes.NODES)
+def test_values_of_other_nodes_are_held_to_the_widget(node):
+    """The host holds to its range what is typed, not what is connected."""
+    widgets = {widget.id: widget for widget in node.define_schema().inputs}
+    fine = {name: widget.options[0] if isinstance(widget, io.Combo.Input) else getattr(widget, "default", None)
+            for name, widget in widgets.items()}
+    for name in widgets.keys() - inspect.signature(node.validate_inputs).parameters:
+        match widget := widgets[name]:
+            case io.Combo.Input():
+                wrong = ["nothing"]
+            case io.Int.Input() | io.Float.Input():
+                wrong = [widget.min - 1, widget.max * 2, float("nan"), None]
+            case _:
+                continue
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"^{widget.display_name or name} is {value!r}; expected "):
+                node.execute(**fine | {name: value})
+
+
 def test_the_editor_is_told_of_renamed_nodes(monkeypatch):
     renamed = io.NodeReplace(new_node_id="InST_Sample", old_node_id="InST_Old", old_widget_ids=["seed"])
     manager = NodeReplaceManager()

@@ -216,5 +216,5 @@ def test_a_transformer_holds_the_coarse_layout_and_has_no_queries(transformer):
 
 @pytest.mark.parametrize("keep", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_its_range_is_refused(wired, keep):
-    with pytest.raises(ValueError, match=f"keep_structure is {keep}; it must lie between 0"):
+    with pytest.raises(ValueError, match=f"keep_structure is {keep}; expected a number from 0 to 1"):
         sample(*wired, keep=keep)

@@ -70,6 +70,8 @@ def test_one_style_serves_a_batch_and_other_lengths_are_refused():
         match_color(picture(1, (3, 4, 5, 5)), picture(2))
     with pytest.raises(ValueError, match="method is 'nope'; expected one of adain, mk, wct, semantic"):
         match_color(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), "nope")
+    with pytest.raises(ValueError, match="style latent holds NaN"):
+        match_color(picture(1), picture(2) * torch.nan)
     with pytest.raises(ValueError, match="content latent has 4 channels, style latent has 16"):
         match_color(picture(1), picture(2, (1, 16, 5, 5)))
 
