@@ -80,8 +80,9 @@ class InSTSample(io.ComfyNode):
                                      "the share 'repaint strength' is run."),
                 io.Float.Input("cfg", default=10.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance. The released code uses 10; 5 to 7 is milder."),
-                io.Combo.Input("sampler", options=host.sampling.SAMPLERS, default="ddim", tooltip="Any host sampler."),
-                io.Combo.Input("scheduler", options=host.sampling.SCHEDULERS, default="ddim_uniform",
+                io.Combo.Input("sampler", options=host.sampling.samplers(), default="ddim",
+                               tooltip="Any host sampler."),
+                io.Combo.Input("scheduler", options=host.sampling.schedulers(), default="ddim_uniform",
                                tooltip="How levels are spaced below the start. Timing 'released' brings its own."),
                 strength_input(),
                 seed_input("Draws the inversion's noise, and that of samplers that add noise. With noise connected it "

@@ -28,8 +28,6 @@ from .parts import INVERT, SAMPLE, check_parts, check_still_image
 from .progress import check_interrupted, global_rng_kept
 from .structure import COARSE, holding_layout
 
-SAMPLERS = comfy.samplers.KSampler.SAMPLERS
-SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # Empty Latent Image notes how it counts
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
@@ -124,6 +122,16 @@ def noise_mask(latent: dict, samples: Tensor) -> Tensor | None:
     return None if mask is None else comfy.sampler_helpers.prepare_mask(mask, samples.shape, samples.device)
 
 
+def samplers() -> list[str]:
+    """Names of the host's samplers, and of those that other packs added since."""
+    return comfy.samplers.KSampler.SAMPLERS
+
+
+def schedulers() -> list[str]:
+    """Names of the host's schedulers, and of those that other packs added since."""
+    return comfy.samplers.KSampler.SCHEDULERS
+
+
 def shows_nothing(latent: dict) -> bool:
     """Whether a LATENT is empty, as Empty Latent Image makes it: there is no photograph to keep anything of."""
     return not latent["samples"].is_nested and not latent["samples"].any()
@@ -204,7 +212,7 @@ def sampling_sigmas(model, scheduler: str, steps: int, strength: float, sampler:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is needed. InST uses 50, good pictures start at about 20.")
-    if scheduler not in (known := comfy.samplers.KSampler.SCHEDULERS):  # other packs may add some
+    if scheduler not in (known := schedulers()):
         raise ValueError(f"scheduler is {scheduler!r}; expected one of {', '.join(known)}.")
     sampling = model.get_model_object("model_sampling")
     discard = sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
@@ -267,7 +275,7 @@ def sample(model, positive, negative, latent: dict, noise, sigmas: Tensor, cfg: 
     Raises:
         ValueError: the noise was made for another level than ``sigmas`` start at, or the model cannot hold a layout so.
     """
-    if sampler not in (known := comfy.samplers.KSampler.SAMPLERS):  # other packs may add some
+    if sampler not in (known := samplers()):
         raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(known)}.")
     if changes_nothing(sigmas):
         return latent
