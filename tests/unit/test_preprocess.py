@@ -44,7 +44,7 @@ def test_clip_square_is_224(size):
 
 @pytest.mark.parametrize("image, says", [
     (torch.rand(8, 8, 3), "has shape"), (torch.rand(1, 8, 8, 2), "has shape"), (torch.rand(0, 8, 8, 3), "has shape"),
-    (torch.eye(8).log()[None, :, :, None] * 0, "contains NaN"),
+    (torch.full((1, 8, 8, 3), torch.nan), "contains NaN"),
 ])
 def test_what_is_no_picture_is_named(image, says):
     with pytest.raises(ValueError, match=f"painting {says}"):
